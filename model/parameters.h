@@ -1,0 +1,70 @@
+// THE parameter table: one row per tensor of the model. Allocation, initialisation, optimizer assignment,
+// checkpoints, telemetry and tests all iterate over it; nothing else knows tensors by number.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/kernels/context.h"
+#include "model/kernels/tensor.h"
+
+/// What a tensor is for decides the norm that it is measured in (DESIGN.md section 3).
+enum class Role : uint8_t { hidden, embedding, position, head, vector, scalar };
+inline constexpr Role kRoles[] = {Role::hidden, Role::embedding, Role::position,
+                                  Role::head,   Role::vector,    Role::scalar};
+const char* role_name(Role role);
+
+enum class Init : uint8_t { normal, zeros, ones };
+
+struct Parameter {
+  std::string name;            // Hugging Face's, e.g. "h.0.attn.c_attn.weight"
+  Role role;
+  int layer;                   // 0 .. L-1, or -1 outside the blocks
+  Shape shape;                 // matrices (out, in); embeddings (vocab or positions, C); vectors (n)
+  int64_t padded_rows;         // rows in memory, >= shape[0]; the extra ones stay zero
+  int matrices;                // matrices stacked along the rows: 3 for the fused q, k, v; else 1
+  Init init;
+  float init_std;              // for Init::normal
+  bool transposed_on_disk;     // Hugging Face stores GPT-2's linear weights as (in, out)
+  Tensor value;                // (shape); memory for padded_rows rows
+  Tensor grad;                 // (shape); present when training
+
+  int64_t size() const { return shape.size(); }
+  bool is_matrix() const { return shape.rank() == 2; }
+  /// Embeddings and positions are stored (vocab, C): the transpose of the paper's (out, in) = (C, vocab).
+  bool stored_transposed() const { return role == Role::embedding || role == Role::position; }
+  /// Values with the padding rows: (padded_rows, C).
+  Tensor padded_value() const { return {value.data, value.dtype, Shape{padded_rows, shape[1]}}; }
+  Tensor padded_grad() const { return {grad.data, grad.dtype, Shape{padded_rows, shape[1]}}; }
+};
+
+class ParameterTable {
+ public:
+  /// Lists the tensors of `config`; no memory yet.
+  explicit ParameterTable(const ModelConfig& config);
+
+  /// Plans and takes memory: values, and gradients when training.
+  void allocate(Context& ctx, bool with_gradients);
+  int64_t value_bytes() const;
+  /// Fills the values: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)), gains 1, biases 0. Each tensor
+  /// has its own random stream, derived from `seed` and its name, so that the result does not depend on order.
+  void initialize(uint64_t seed);
+
+  Parameter& at(const std::string& name);
+  const Parameter& at(const std::string& name) const;
+  std::vector<Parameter>& rows() { return rows_; }
+  const std::vector<Parameter>& rows() const { return rows_; }
+  auto begin() { return rows_.begin(); }
+  auto end() { return rows_.end(); }
+  auto begin() const { return rows_.begin(); }
+  auto end() const { return rows_.end(); }
+  /// Number of parameters, padding excluded.
+  int64_t size() const;
+
+ private:
+  std::vector<Parameter> rows_;
+  Arena values_{"parameters"};
+  Arena grads_{"gradients"};
+};
