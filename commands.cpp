@@ -1,0 +1,245 @@
+#include "commands.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "files.h"
+#include "model/checkpoint.h"
+#include "model/generate.h"
+#include "run_log.h"
+#include "setup.h"
+
+#ifndef GIT_REVISION
+#define GIT_REVISION "unknown"
+#endif
+
+namespace {
+/// A checkpoint folder from what the user gave: the folder itself, or the newest one of a run.
+std::string find_model(const std::string& path) {
+  if (has_config(path)) return path;
+  if (const auto newest = newest_checkpoint(path)) return *newest;
+  throw RunError(fmt::format("no model.safetensors with config.json and no checkpoints there, {}, give a checkpoint "
+                             "folder or the --out of a run", path));
+}
+
+/// A model ready to run forward, with its tokenizer (null when its folder has none).
+struct LoadedModel {
+  Context ctx;
+  std::string folder;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Gpt> model;
+
+  LoadedModel(const std::string& path, int threads) : folder(find_model(path)) {
+    use_cpu(ctx, threads);
+    if (std::filesystem::exists(folder + "/tokenizer.json")) tokenizer = load_tokenizer(folder);
+  }
+  void load(const ModelConfig& config, int64_t max_tokens) {
+    model = std::make_unique<Gpt>(ctx, config, max_tokens, /*training=*/false);
+    model->allocate();
+    load_parameters(folder, model->parameters());
+  }
+};
+
+/// Rows longer than those it was trained on would use positions that never learned anything.
+int64_t trained_context(const std::string& folder, const ModelConfig& config) {
+  if (!std::filesystem::exists(folder + "/state.json")) return config.positions;
+  const nlohmann::json state = load_state(folder);
+  const auto identity = state.find("identity");
+  if (identity == state.end() || !identity->is_object() || !identity->contains("seq_len") ||
+      !(*identity)["seq_len"].is_number_integer())
+    return config.positions;
+  return std::clamp<int64_t>((*identity)["seq_len"].get<int64_t>(), 1, config.positions);
+}
+
+double mebibytes(int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); }
+
+/// One row of tokens, the logits after its last token, and the mean loss of predicting each token but the first from
+/// those before it: for comparison with other programs.
+void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row) {
+  const auto T = static_cast<int64_t>(row.size());
+  std::vector<int32_t> targets(row.begin() + 1, row.end());
+  targets.push_back(0);   // of the last position; its loss is left out below
+  const Tensor tokens(row.data(), {1, T});
+  model.forward(tokens, Tensor(targets.data(), {1, T}));
+  double loss = 0;
+  for (const float token_loss : model.token_losses().slice(0, T - 1).floats())
+    loss += token_loss / static_cast<double>(T - 1);
+  std::vector<float> logits(static_cast<size_t>(model.config().padded_V()));
+  model.next_token_logits(tokens, Tensor(logits.data(), {1, model.config().padded_V()}));
+  logits.resize(static_cast<size_t>(model.config().V));
+  const nlohmann::json json = {{"tokens", {row}}, {"logits", {logits}}, {"loss", loss}};
+  write_text(path, json.dump() + "\n", Existing::replace);
+}
+}  // namespace
+
+int run_prepare(const PrepareOptions& options) {
+  if (is_prepared(options)) {
+    fmt::print("{} is up to date\n", options.out);
+    return 0;
+  }
+  Progress progress(0, 0);
+  const PrepareReport report = prepare(options, [&](double fraction, double mb_per_second) {
+    progress.show(fmt::format("preparing  {:3.0f} %  {:.0f} MB/s", 100 * fraction, mb_per_second));
+  });
+  progress.finish();
+  fmt::print("{} documents: {} training tokens in {} shard{}, {} validation tokens in {}; vocabulary of {}\n",
+             report.documents, report.train_tokens, report.train_shards, report.train_shards == 1 ? "" : "s",
+             report.val_tokens, report.val_shards, report.vocab_size);
+  return 0;
+}
+
+int run_generate(const GenerateOptions& options) {
+  LoadedModel loaded(options.model, options.threads);
+  if (!loaded.tokenizer)
+    throw RunError(fmt::format("no tokenizer.json there, {}, copy the one of the model's data", loaded.folder));
+  const ModelConfig config = load_config(loaded.folder);
+  const int64_t context = trained_context(loaded.folder, config);
+  loaded.load(config, context);
+  const int32_t end = loaded.tokenizer->end_of_text();
+  std::vector<int32_t> tokens = {end};   // a document begins
+  for (const int32_t id : loaded.tokenizer->encode(options.prompt)) tokens.push_back(id);
+  fmt::print("{}", options.prompt);
+  generate(*loaded.model, tokens,
+           {.tokens = options.tokens, .temperature = options.temperature, .top_k = options.top_k,
+            .seed = options.seed, .end_of_text = end, .context = context},
+           [&](int32_t id) {
+             fmt::print("{}", loaded.tokenizer->decode(id));
+             std::fflush(stdout);
+           });
+  fmt::print("\n");
+  return 0;
+}
+
+int run_evaluate(const EvaluateOptions& options) {
+  LoadedModel loaded(options.model, options.threads);
+  const ModelConfig config = load_config(loaded.folder);
+  const int64_t T = options.seq_len > 0 ? options.seq_len : trained_context(loaded.folder, config);
+  if (T > config.positions)
+    throw UsageError(fmt::format("the model has {} positions, --seq-len {}, use at most that", config.positions, T));
+  loaded.load(config, options.batch_size * T);
+  const Shards shards(options.data, config.V);
+  const Loader loader(shards, {.rows = 1, .T = T});
+  const int64_t rows =
+      options.tokens > 0 ? std::clamp<int64_t>(options.tokens / T, 1, loader.chunks()) : loader.chunks();
+  std::vector<int32_t> inputs(static_cast<size_t>(options.batch_size * T)), targets(inputs.size());
+  double sum = 0;
+  for (int64_t row = 0; row < rows; row += options.batch_size) {
+    const int64_t count = std::min(options.batch_size, rows - row);
+    loader.fill_chunks(row, count, inputs.data(), targets.data());
+    sum += static_cast<double>(count) *
+           loaded.model->forward(Tensor(inputs.data(), {count, T}), Tensor(targets.data(), {count, T}));
+  }
+  const double loss = sum / static_cast<double>(rows);
+  fmt::print("loss {:.6f} nats per token, perplexity {:.4f}, {} tokens in rows of {}\n", loss, std::exp(loss),
+             rows * T, T);
+  if (!options.logits.empty()) {
+    loader.fill_chunks(0, 1, inputs.data(), targets.data());
+    inputs.resize(static_cast<size_t>(T));
+    write_logits(options.logits, *loaded.model, inputs);
+  }
+  return 0;
+}
+
+int run_info(const TrainOptions& options) {
+  Context ctx;
+  use_device(ctx, options);
+  const std::unique_ptr<Tokenizer> tokenizer = options.train.empty() ? nullptr : find_tokenizer(options.train);
+  Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len, /*training=*/true);
+  const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
+  print_plan(options, model, optimizer);
+  fmt::print("\n{:<28} {:<10} {:>14}  {:<14} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm", "lr",
+             "decay", "s", "rule");
+  const std::vector<RowInfo> rows = optimizer.describe();
+  for (const RowInfo& row : rows) {
+    const Parameter& p = model.parameters().at(row.parameter);
+    const std::string shape = row.matrices > 1 ? fmt::format("{} x {}", row.matrices,
+                                                             Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
+                                               : p.shape.str();
+    fmt::print("{:<28} {:<10} {:>14}  {:<14} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role), shape,
+               row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule);
+  }
+  return 0;
+}
+
+void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
+  const ModelConfig& c = model.config();
+  fmt::print("model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
+             c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
+  fmt::print("batch      {} x {} tokens x {} micro-batches = {} tokens per step\n", options.batch_size,
+             options.seq_len, options.grad_accum, options.tokens_per_step());
+  std::vector<MemoryLine> plan = model.memory_plan();
+  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());   // scratch is shared
+  plan.push_back({"optimizer state", optimizer.state_bytes()});
+  int64_t total = 0;
+  std::string text;
+  for (const MemoryLine& line : plan) {
+    total += line.bytes;
+    text += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
+  }
+  fmt::print("memory     {:.1f} MiB: {}\n", mebibytes(total), text.substr(2));
+  std::fflush(stdout);
+}
+
+nlohmann::json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
+                        int64_t parameters, double peak_flops) {
+  nlohmann::json resolved = nlohmann::json::object();
+  for (const auto& [role, rule] : rules.rules) resolved[role_name(role)] = rule;
+  return {{"type", "run"},
+          {"options", to_json(options)},
+          {"model", {{"layers", config.L}, {"heads", config.NH}, {"channels", config.C},
+                     {"positions", config.positions}, {"vocab_size", config.V}}},
+          {"rules", resolved},
+          {"schedule", rules.schedule.str()},
+          {"grad_clip", rules.grad_clip},
+          {"seed", options.seed},
+          {"device", "cpu"},
+          {"peak_flops", peak_flops},
+          {"revision", GIT_REVISION},
+          {"parameters", parameters}};
+}
+
+std::string resume_advice(const std::string& out) {
+  const auto newest = newest_checkpoint(out);
+  if (!newest) return "there is no checkpoint yet: start again with a smaller step size";
+  return fmt::format("the last checkpoint is intact ({}): start from it with --init and a smaller step size", *newest);
+}
+
+RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out) {
+  const auto finite = [](const Tensor& t) {
+    return std::ranges::all_of(t.floats(), [](float x) { return std::isfinite(x); });
+  };
+  std::string first = "all weights and gradients are finite";
+  for (const Parameter& p : parameters) {
+    const bool weight_ok = finite(p.value);
+    if (weight_ok && finite(p.grad)) continue;
+    first = fmt::format("first in the {} {}", weight_ok ? "gradient of" : "weight", p.name);
+    break;
+  }
+  return RunError(fmt::format("the loss is not finite, step {} ({}), {}", step, first, resume_advice(out)));
+}
+
+std::string valid_utf8(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+    bool ok = length > 0 && i + length <= text.size();
+    for (size_t k = 1; ok && k < length; ++k) ok = (static_cast<unsigned char>(text[i + k]) & 0xC0) == 0x80;
+    // Overlong forms, surrogates and values past U+10FFFF differ in the second byte only.
+    if (ok && length >= 3) {
+      const auto second = static_cast<unsigned char>(text[i + 1]);
+      ok = !(lead == 0xE0 && second < 0xA0) && !(lead == 0xED && second > 0x9F) &&
+           !(lead == 0xF0 && second < 0x90) && !(lead == 0xF4 && second > 0x8F);
+    }
+    out += ok ? text.substr(i, length) : "\xEF\xBF\xBD";
+    i += ok ? length : 1;
+  }
+  return out;
+}

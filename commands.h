@@ -1,0 +1,30 @@
+// The commands besides `train`, and the tables that `train` and `info` print.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "error.h"
+#include "model/gpt.h"
+#include "optim/optimizer.h"
+#include "options.h"
+
+int run_prepare(const PrepareOptions& options);
+int run_generate(const GenerateOptions& options);
+int run_evaluate(const EvaluateOptions& options);
+int run_info(const TrainOptions& options);
+
+/// One screen: sizes, device and the memory plan, before any of it is taken.
+void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);
+
+/// The first line of log.jsonl: configuration, seed, device, revision, parameter count.
+nlohmann::json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
+                        int64_t parameters, double peak_flops);
+
+/// What to tell after a non-finite loss at `step`: names the first weight or gradient that is not finite.
+RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out);
+/// "the last checkpoint is intact: <folder>; lower the step size and use --resume", or that there is none.
+std::string resume_advice(const std::string& out);
+
+/// `text` with every byte that is not part of valid UTF-8 replaced by U+FFFD, for logs and terminals.
+std::string valid_utf8(const std::string& text);

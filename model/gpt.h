@@ -1,0 +1,102 @@
+// GPT-2, forward and backward, as a list of operation calls.
+//
+//   x = wte[token] + wpe[t]
+//   for each layer:  x = x + proj(attention(qkv(LN1(x))))
+//                    x = x + proj(gelu(fc(LN2(x))))
+//   logits = LNf(x) wte^T,   loss = mean over tokens of -log softmax(logits)[target]
+//
+// Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is part
+// of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is multiplied
+// out, turned into its own gradient in place and folded into dx and dwte before the next one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/kernels/context.h"
+#include "model/parameters.h"
+
+/// What one layer keeps for the backward pass. N = B*T tokens.
+struct LayerActivations {
+  Tensor x;                            // (N, C) residual stream that enters the layer
+  Tensor ln1, ln1_mean, ln1_rstd;      // (N, C), (N), (N)
+  Tensor qkv;                          // (N, 3C)
+  Tensor attention, lse;               // (N, C), (N * NH) as (B, NH, T)
+  Tensor x_mid;                        // (N, C) residual stream between attention and MLP
+  Tensor ln2, ln2_mean, ln2_rstd;      // (N, C), (N), (N)
+  Tensor fc, fc_gelu;                  // (N, 4C) before and after the GELU
+};
+
+/// One named line of the memory plan.
+struct MemoryLine {
+  std::string name;
+  int64_t bytes;
+};
+
+class Gpt {
+ public:
+  /// A model for batches of up to `max_tokens` = B*T tokens. `training` adds gradients and keeps every layer's
+  /// activations; without it all layers share one set. Plans only: nothing is allocated yet.
+  Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training);
+  ~Gpt();
+
+  /// What allocate() will take, scratch included.
+  std::vector<MemoryLine> memory_plan() const;
+  void allocate();
+
+  const ModelConfig& config() const { return config_; }
+  int64_t max_tokens() const { return max_tokens_; }
+  ParameterTable& parameters() { return parameters_; }
+  const ParameterTable& parameters() const { return parameters_; }
+
+  /// Mean loss in nats per token. `tokens`, `targets`: (B, T) int32, B*T <= max_tokens, T <= positions, ids < V.
+  double forward(const Tensor& tokens, const Tensor& targets);
+
+  /// Mean loss, and gradients of grad_scale * mean loss: written, or added when `accumulate`. grad_scale is
+  /// 1 / grad_accum, so that micro-batches add up to the gradient of the whole batch's mean.
+  double forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate);
+
+  /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V). Columns >= V are padding.
+  void next_token_logits(const Tensor& tokens, const Tensor& logits);
+  /// All logits, for tests: (B*T, padded V).
+  void all_logits(const Tensor& tokens, const Tensor& logits);
+  /// Loss of each token of the last forward, (B*T).
+  Tensor token_losses() const { return losses_; }
+
+ private:
+  struct Layer;   // the parameters of one layer, looked up by name once
+  struct HeadOptions {
+    double grad_scale = 0;
+    bool with_gradient = false;
+    bool accumulate = false;
+  };
+  /// Everything up to the last layernorm.
+  void run_blocks(const Tensor& tokens);
+  /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
+  void head(const Tensor& targets, const HeadOptions& options);
+  /// From the gradient of the last layernorm's output down to the embeddings.
+  void backward_blocks(const Tensor& tokens, bool accumulate);
+  double mean_loss(int64_t N) const;
+  int64_t scratch_bytes() const;
+  LayerActivations& activations(int64_t layer) { return layers_[training_ ? static_cast<size_t>(layer) : 0]; }
+
+  Context& ctx_;
+  ModelConfig config_;
+  int64_t max_tokens_;
+  bool training_;
+  ParameterTable parameters_;
+  std::vector<Layer> blocks_;
+  std::vector<LayerActivations> layers_;
+  Arena activations_arena_{"activations"};
+  Arena gradient_arena_{"activation gradients"};
+
+  Tensor delta_;                         // (N, C) output of a branch, before it joins the residual stream
+  Tensor x_final_;                       // (N, C) residual stream after the last layer
+  Tensor lnf_, lnf_mean_, lnf_rstd_;     // (N, C), (N), (N)
+  Tensor logits_;                        // (chunk rows, padded V): one chunk of logits, then of their gradient
+  Tensor losses_;                        // (N)
+  Tensor dx_, dln_;                      // (N, C) gradient of the residual stream; of a layernorm's output
+  Tensor dwide_;                         // (N, 4C) gradient inside the MLP, or (N, 3C) of qkv
+};

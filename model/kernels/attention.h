@@ -1,0 +1,76 @@
+// Causal multi-head self-attention, computed in tiles: the T x T matrix of scores never exists.
+//
+// Per batch entry b and head h, with q, k, v the (T, HS) slices of qkv that belong to h and scale = 1 / sqrt(HS):
+//   S_ij   = scale * sum_d q_id k_jd              for j <= i; keys after the query do not exist
+//   lse_i  = log sum_j exp(S_ij)                  what the backward pass needs to rebuild P from S
+//   P_ij   = exp(S_ij - lse_i)                    softmax over the keys
+//   out_id = sum_j P_ij v_jd
+// Backward, from dout:
+//   D_i    = sum_d dout_id out_id                 equals sum_j P_ij dP_ij, without needing P
+//   dP_ij  = sum_d dout_id v_jd
+//   dS_ij  = P_ij (dP_ij - D_i)
+//   dv_jd  = sum_i P_ij dout_id,   dq_id = scale * sum_j dS_ij k_jd,   dk_jd = scale * sum_i dS_ij q_id
+//
+// Online softmax: Milakov & Gimelshein, arXiv 1805.02867, algorithm 3. Tiles, lse and D: Dao et al.,
+// "FlashAttention", arXiv 2205.14135, algorithms 1 and 4, and "FlashAttention-2", arXiv 2307.08691, section 3.
+//
+// qkv is packed as in GPT-2: channels [0, C) are q, [C, 2C) k, [2C, 3C) v; inside each, head h owns
+// [h * HS, (h + 1) * HS). Any T >= 1, any NH that divides C, any HS = C / NH >= 1.
+// Everything is float32. No argument may overlap another one.
+// Deterministic: forward gives the same bits for every number of threads, backward for a given number of threads.
+// Outputs of position i depend, bit for bit, on positions <= i only, as long as the input is finite; a NaN or an
+// infinity at position i reaches every output from i on, and perhaps a few positions just before i.
+#pragma once
+
+#include "model/kernels/context.h"
+#include "model/kernels/tensor.h"
+
+struct AttentionForward {
+  Tensor out;   // (B, T, C): the heads' results side by side, overwritten
+  Tensor lse;   // (B, NH, T): log of the sum of the exponentials of the scaled scores, overwritten
+  Tensor qkv;   // (B, T, 3C)
+  int64_t NH;   // heads
+};
+
+struct AttentionBackward {
+  Tensor dqkv;                 // (B, T, 3C): gradient of qkv, overwritten (not accumulated)
+  Tensor dout, out, lse, qkv;  // (B, T, C) twice, (B, NH, T), (B, T, 3C): as the forward pass left them
+  int64_t NH;                  // heads
+};
+
+namespace cpu {
+void attention_forward(Context& ctx, const AttentionForward& a);
+void attention_backward(Context& ctx, const AttentionBackward& a);
+}  // namespace cpu
+namespace gpu {
+void attention_forward(Context& ctx, const AttentionForward& a);
+void attention_backward(Context& ctx, const AttentionBackward& a);
+}  // namespace gpu
+
+/// Bytes that either direction takes from ctx.scratch when it runs on `threads` CPU threads.
+int64_t attention_scratch_bytes(int threads, int64_t T, int64_t HS);
+
+/// Checks shared by both directions: qkv (B, T, 3C), out (B, T, C), lse (B, NH, T), NH divides C.
+inline void expect_attention_shapes(const Tensor& qkv, const Tensor& out, const Tensor& lse, int64_t NH) {
+  expect(qkv.shape.rank() == 3, "attention: qkv must be (B, T, 3C)");
+  const int64_t B = qkv.shape[0], T = qkv.shape[1], C = qkv.shape[2] / 3;
+  expect(NH >= 1 && C >= 1 && qkv.shape[2] == 3 * C && C % NH == 0,
+         "attention: the last dimension of qkv must be 3C with C a multiple of the number of heads");
+  expect_shape(qkv, {B, T, 3 * C}, "attention: qkv");
+  expect_shape(out, {B, T, C}, "attention: out");
+  expect_shape(lse, {B, NH, T}, "attention: lse");
+}
+
+/// out, lse = attention(qkv). Throws ShapeError when the shapes do not fit together.
+inline void attention_forward(Context& ctx, const AttentionForward& a) {
+  expect_attention_shapes(a.qkv, a.out, a.lse, a.NH);
+  ON_DEVICE(attention_forward, ctx, a);
+}
+
+/// dqkv = gradient of qkv, from dout and what the forward pass produced.
+inline void attention_backward(Context& ctx, const AttentionBackward& a) {
+  expect_attention_shapes(a.qkv, a.out, a.lse, a.NH);
+  expect_shape(a.dout, a.out.shape, "attention_backward: dout");
+  expect_shape(a.dqkv, a.qkv.shape, "attention_backward: dqkv");
+  ON_DEVICE(attention_backward, ctx, a);
+}

@@ -1,0 +1,299 @@
+#include "model/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "error.h"
+
+using Json = nlohmann::json;
+
+namespace {
+
+constexpr int64_t kMaxHeaderBytes = 100'000'000;   // the limit of the format's own library
+
+// Bytes of one element, 0 for an unknown dtype. Tensors of dtypes that we do not read may still lie in a file.
+int64_t element_bytes(const std::string& dtype) {
+  static const std::map<std::string, int64_t> kBytes = {
+      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},     {"I32", 4},     {"I16", 2},  {"I8", 1},
+      {"U64", 8}, {"U32", 4}, {"U16", 2}, {"U8", 1},   {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}};
+  const auto it = kBytes.find(dtype);
+  return it == kBytes.end() ? 0 : it->second;
+}
+
+float from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+// IEEE half precision; exact.
+float from_f16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+  const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);   // infinity and NaN
+  if (exponent != 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
+  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;   // zero and subnormals
+  return sign ? -magnitude : magnitude;
+}
+
+std::string text_of(const std::vector<int64_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
+
+[[noreturn]] void fail_file(const std::string& what, const std::string& path) {
+  throw RunError(fmt::format("{}, {}, use an undamaged .safetensors file", what, path));
+}
+
+[[noreturn]] void fail_tensor(const std::string& name, const std::string& what, const std::string& path) {
+  fail_file(fmt::format("tensor {} {}", in_quotes(name), what), path);
+}
+
+// One tensor of the header; offsets still relative to the data.
+SafetensorsReader::Entry parse_entry(const std::string& name, const Json& json, const std::string& path) {
+  if (!json.is_object()) fail_tensor(name, "is not described by an object", path);
+  const auto field = [&](const char* key) -> const Json& {
+    const auto it = json.find(key);
+    if (it == json.end()) fail_tensor(name, fmt::format("has no {}", key), path);
+    return *it;
+  };
+  const auto integers = [&](const char* key) {
+    const Json& list = field(key);
+    std::vector<int64_t> out;
+    bool ok = list.is_array();
+    for (size_t i = 0; ok && i < list.size(); ++i) {
+      ok = list[i].is_number_unsigned() && list[i].get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
+      if (ok) out.push_back(list[i].get<int64_t>());
+    }
+    if (!ok) fail_tensor(name, fmt::format("has {} that is not a list of integers >= 0", key), path);
+    return out;
+  };
+  const Json& dtype = field("dtype");
+  if (!dtype.is_string()) fail_tensor(name, "has a dtype that is not a string", path);
+  SafetensorsReader::Entry entry{name, dtype.get<std::string>(), integers("shape"), 0, 0};
+  const int64_t element = element_bytes(entry.dtype);
+  if (element == 0) fail_tensor(name, fmt::format("has the unknown dtype {}", in_quotes(entry.dtype)), path);
+  const std::vector<int64_t> offsets = integers("data_offsets");
+  if (offsets.size() != 2 || offsets[0] > offsets[1]) fail_tensor(name, "has data_offsets that are not [begin, end]", path);
+  entry.begin = offsets[0], entry.end = offsets[1];
+  int64_t bytes = element;
+  for (const int64_t dim : entry.shape)
+    if (__builtin_mul_overflow(bytes, dim, &bytes)) fail_tensor(name, "has a shape too large for any file", path);
+  if (bytes != entry.end - entry.begin)
+    fail_tensor(name, fmt::format("of shape {} and dtype {} needs {} bytes, but data_offsets give {}", text_of(entry.shape),
+                                  entry.dtype, bytes, entry.end - entry.begin),
+                path);
+  return entry;
+}
+
+}  // namespace
+
+std::string SafetensorsReader::Entry::shape_text() const { return text_of(shape); }
+
+SafetensorsReader::SafetensorsReader(const std::string& path) : file_(path, "safetensors file") {
+  if (file_.size() < 8) fail_file(fmt::format("the file has {} bytes, fewer than a header", file_.size()), path);
+  uint64_t length = 0;
+  std::memcpy(&length, file_.data(), sizeof length);
+  if (length > static_cast<uint64_t>(std::min(kMaxHeaderBytes, file_.size() - 8)))
+    fail_file(fmt::format("the header should have {} bytes, but the file has {}", length, file_.size()), path);
+  parse(std::string(file_.data() + 8, length), 8 + static_cast<int64_t>(length));
+}
+
+void SafetensorsReader::parse(const std::string& header, int64_t data_start) {
+  const std::string& path = file_.path();
+  std::set<std::string> seen;
+  std::string twice;
+  // The parser itself would silently keep the last of two equal names.
+  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth == 1 && event == Json::parse_event_t::key && !seen.insert(parsed.get<std::string>()).second)
+      twice = parsed.get<std::string>();
+    return true;
+  };
+  Json json;
+  try {
+    json = Json::parse(header, watch);
+  } catch (const Json::exception&) {
+    fail_file("the header is not valid JSON", path);
+  }
+  if (!json.is_object()) fail_file("the header is not a JSON object", path);
+  if (!twice.empty()) fail_tensor(twice, "is listed twice", path);
+
+  for (const auto& [name, value] : json.items()) {
+    if (name != "__metadata__") {
+      entries_.push_back(parse_entry(name, value, path));
+      continue;
+    }
+    if (!value.is_object()) fail_file("__metadata__ is not an object", path);
+    for (const auto& [key, text] : value.items()) {
+      if (!text.is_string()) fail_file(fmt::format("__metadata__ {} is not a string", in_quotes(key)), path);
+      metadata_[key] = text.get<std::string>();
+    }
+  }
+  // The values must fill the rest of the file without gaps or overlap: anything else is damage.
+  std::sort(entries_.begin(), entries_.end(),
+            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+  int64_t end = 0;
+  for (Entry& entry : entries_) {
+    if (entry.begin < end) fail_tensor(entry.name, "overlaps another one in data_offsets", path);
+    if (entry.begin > end) fail_tensor(entry.name, "leaves a gap before it in data_offsets", path);
+    end = entry.end;
+    if (end > file_.size() - data_start)
+      fail_tensor(entry.name, fmt::format("ends at byte {} of the data, but the file is truncated to {}", end,
+                                          file_.size() - data_start),
+                  path);
+    entry.begin += data_start, entry.end += data_start;
+  }
+  if (end != file_.size() - data_start)
+    fail_file(fmt::format("{} bytes follow the last tensor", file_.size() - data_start - end), path);
+  for (size_t i = 0; i < entries_.size(); ++i) by_name_[entries_[i].name] = i;
+}
+
+const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name) const {
+  const auto it = by_name_.find(name);
+  return it == by_name_.end() ? nullptr : &entries_[it->second];
+}
+
+namespace {
+
+std::vector<int64_t> shape_on_disk(const NamedTensor& tensor) {
+  expect(!tensor.transposed || tensor.value.shape.rank() == 2, "safetensors: only matrices can be transposed");
+  std::vector<int64_t> shape;
+  for (int i = 0; i < tensor.value.shape.rank(); ++i) shape.push_back(tensor.value.shape[i]);
+  if (tensor.transposed) std::swap(shape[0], shape[1]);
+  return shape;
+}
+
+const SafetensorsReader::Entry& need(const SafetensorsReader& file, const std::string& name) {
+  const auto* entry = file.find(name);
+  if (!entry) throw RunError(fmt::format("tensor {} is missing, {}, use a file of the same model", in_quotes(name), file.path()));
+  return *entry;
+}
+
+[[noreturn]] void fail_shape(const SafetensorsReader::Entry& entry, const std::string& expected, const std::string& path) {
+  throw RunError(fmt::format("tensor {} has shape {}, not {}, {}, use a file of the same model", in_quotes(entry.name),
+                             entry.shape_text(), expected, path));
+}
+
+// to[i] = the i-th element after `from`, which may be unaligned.
+template <typename Raw, typename Value, typename Convert>
+void convert(const char* from, const NamedTensor& tensor, Value* to, Convert value_of) {
+  const auto load = [&](int64_t i) {
+    Raw raw;
+    std::memcpy(&raw, from + i * static_cast<int64_t>(sizeof raw), sizeof raw);
+    return value_of(raw);
+  };
+  const int64_t rows = tensor.value.rows(), cols = tensor.value.cols();
+  if (!tensor.transposed) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows * cols; ++i) to[i] = load(i);
+    return;
+  }
+  // On disk (cols, rows). Tiles keep both sides in the cache.
+  constexpr int64_t kTile = 64;
+#pragma omp parallel for schedule(static)
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+    for (int64_t c0 = 0; c0 < cols; c0 += kTile)
+      for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
+        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c) to[r * cols + c] = load(c * rows + r);
+}
+
+}  // namespace
+
+void SafetensorsReader::read(const std::string& from, const NamedTensor& to) const {
+  const Entry& entry = need(*this, from);
+  if (entry.shape != shape_on_disk(to)) fail_shape(entry, text_of(shape_on_disk(to)), path());
+  copy(entry, to);
+}
+
+void SafetensorsReader::read_first_rows(const std::string& from, const NamedTensor& to) const {
+  const Entry& entry = need(*this, from);
+  std::vector<int64_t> shape = shape_on_disk(to);
+  expect(!to.transposed && !shape.empty(), "safetensors: read_first_rows needs rows that are rows on disk");
+  if (entry.shape.size() == shape.size() && entry.shape[0] > shape[0]) shape[0] = entry.shape[0];
+  if (entry.shape != shape) fail_shape(entry, text_of(shape_on_disk(to)) + " or more rows", path());
+  copy(entry, to);
+}
+
+bool SafetensorsReader::same_values(const Entry& a, const Entry& b) const {
+  const std::string_view bytes = file_.text();
+  return bytes.substr(static_cast<size_t>(a.begin), static_cast<size_t>(a.end - a.begin)) ==
+         bytes.substr(static_cast<size_t>(b.begin), static_cast<size_t>(b.end - b.begin));
+}
+
+void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
+  const char* from = file_.data() + entry.begin;
+  const auto same = [](auto raw) { return raw; };
+  const bool f32 = to.value.dtype == DType::f32;
+  if (to.value.size() == 0) return;
+  if (f32 && entry.dtype == "F32") return convert<float>(from, to, to.value.f32(), same);
+  if (f32 && entry.dtype == "F16") return convert<uint16_t>(from, to, to.value.f32(), from_f16);
+  if (f32 && entry.dtype == "BF16") return convert<uint16_t>(from, to, to.value.f32(), from_bf16);
+  if (to.value.dtype == DType::i32 && entry.dtype == "I32") return convert<int32_t>(from, to, to.value.i32(), same);
+  if (to.value.dtype == DType::bf16 && entry.dtype == "BF16")
+    return convert<uint16_t>(from, to, static_cast<uint16_t*>(to.value.data), same);
+  throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}", in_quotes(entry.name), entry.dtype,
+                             path(), dtype_name(to.value.dtype)));
+}
+
+namespace {
+
+const char* dtype_on_disk(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "F32";
+    case DType::bf16: return "BF16";
+    case DType::i32: return "I32";
+  }
+  throw std::logic_error("safetensors: unknown dtype");
+}
+
+// The transpose of (rows, cols), a few MB at a time: lines [c0, c1) of the file are columns of the tensor.
+template <typename Value>
+void write_transposed(FileWriter& file, const Value* from, int64_t rows, int64_t cols) {
+  const int64_t lines = std::clamp<int64_t>((1 << 20) / std::max<int64_t>(rows, 1), 1, cols);
+  std::vector<Value> buffer(static_cast<size_t>(lines * rows));
+  for (int64_t c0 = 0; c0 < cols; c0 += lines) {
+    const int64_t n = std::min(lines, cols - c0);
+    constexpr int64_t kTile = 64;
+#pragma omp parallel for schedule(static)
+    for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+      for (int64_t c = 0; c < n; ++c)
+        for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
+          buffer[static_cast<size_t>(c * rows + r)] = from[r * cols + c0 + c];
+    file.write(buffer.data(), n * rows * static_cast<int64_t>(sizeof(Value)));
+  }
+}
+
+std::string make_header(std::span<const NamedTensor> tensors, const std::map<std::string, std::string>& metadata) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  if (!metadata.empty()) json["__metadata__"] = metadata;
+  int64_t offset = 0;
+  for (const NamedTensor& tensor : tensors) {
+    expect(!json.contains(tensor.name), "write_safetensors: a name is used twice");
+    const int64_t end = offset + tensor.value.bytes();
+    json[tensor.name] = {{"dtype", dtype_on_disk(tensor.value.dtype)},
+                         {"shape", shape_on_disk(tensor)},
+                         {"data_offsets", {offset, end}}};
+    offset = end;
+  }
+  std::string header = json.dump();
+  header.append((8 - header.size() % 8) % 8, ' ');   // so that the values start at a multiple of 8
+  return header;
+}
+
+}  // namespace
+
+void write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                       const std::map<std::string, std::string>& metadata, Existing existing) {
+  const std::string header = make_header(tensors, metadata);
+  const uint64_t length = header.size();
+  FileWriter file(path, existing);
+  file.write(&length, sizeof length);
+  file.write(header.data(), static_cast<int64_t>(header.size()));
+  for (const NamedTensor& tensor : tensors) {
+    const Tensor& value = tensor.value;
+    const int64_t rows = value.rows(), cols = value.cols();
+    if (!tensor.transposed) file.write(value.data, value.bytes());
+    else if (value.dtype == DType::f32) write_transposed(file, value.f32(), rows, cols);
+    else if (value.dtype == DType::i32) write_transposed(file, value.i32(), rows, cols);
+    else write_transposed(file, static_cast<const uint16_t*>(value.data), rows, cols);
+  }
+  file.commit();
+}

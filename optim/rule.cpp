@@ -1,0 +1,74 @@
+#include "optim/rule.h"
+
+#include <array>
+
+#include "optim/update.h"
+
+// One line per rule_NAME.cpp; the table below is the only other place that knows a rule by name.
+std::unique_ptr<Rule> make_sgd(Keyed& keys);
+std::unique_ptr<Rule> make_sign(Keyed& keys);
+std::unique_ptr<Rule> make_signum(Keyed& keys);
+std::unique_ptr<Rule> make_adam(Keyed& keys);
+std::unique_ptr<Rule> make_muon(Keyed& keys);
+std::unique_ptr<Rule> make_spectral(Keyed& keys);
+std::unique_ptr<Rule> make_rownorm(Keyed& keys);
+std::unique_ptr<Rule> make_colnorm(Keyed& keys);
+
+namespace {
+constexpr RuleEntry kRules[] = {
+    {"muon", "polar factor of Nesterov momentum; for hidden matrices (l2->l2, RMS->RMS)", make_muon},
+    {"adam", "first over root of second moment; for anything (l1->linf, smoothed)", make_adam},
+    {"sgd", "gradient, with or without momentum; normalize=1 for unit length (Frobenius)", make_sgd},
+    {"sign", "sign of the gradient (l1->linf)", make_sign},
+    {"signum", "sign of the averaged gradient (l1->linf)", make_signum},
+    {"spectral", "polar factor of the gradient, no momentum (l2->l2)", make_spectral},
+    {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
+    {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
+};
+}  // namespace
+
+std::span<const RuleEntry> rule_table() { return kRules; }
+
+std::unique_ptr<Rule> make_rule(const std::string& option, const std::string& text) {
+  Keyed keys(option, text);
+  std::vector<std::string> names;
+  for (const RuleEntry& entry : kRules) {
+    names.push_back(entry.name);
+    if (keys.name() != entry.name) continue;
+    std::unique_ptr<Rule> rule = entry.make(keys);
+    keys.finish();
+    return rule;
+  }
+  keys.unknown_name(names);
+}
+
+Rule::Rule(Keyed& keys, double default_lr)
+    : lr_(keys.number("lr", default_lr, 0, 1e6)),
+      weight_decay_(keys.number("wd", 0, 0, 1e6)),
+      sensitivity_(keys.number("s", 1, 1e-9, 1e9)),
+      cautious_(keys.boolean("cautious", false)) {}
+
+int64_t Rule::scratch_bytes(const Context&, const Group&) const { return 0; }
+
+Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback) {
+  return {.beta = keys.number("momentum", fallback.beta, 0, 1),
+          .nesterov = keys.boolean("nesterov", fallback.nesterov),
+          .ema = keys.boolean("ema", fallback.ema)};
+}
+
+std::vector<StateSpec> Smoothing::state(const Shape& block) const {
+  if (beta == 0) return {};
+  return {{.name = "m", .shape = block}};
+}
+
+void Smoothing::apply(Context& ctx, Group& group, const RuleStep& step) const {
+  if (beta == 0 && step.grad_scale == 1) return;
+  for (Block& block : group.blocks)
+    smooth(ctx, {.u = block.grad,
+                 .m = beta == 0 ? Tensor{} : block.state[0],
+                 .g = block.grad,
+                 .beta = static_cast<float>(beta),
+                 .gain = beta != 0 && ema ? static_cast<float>(1 - beta) : 1.0f,
+                 .scale = step.grad_scale,
+                 .nesterov = nesterov});
+}

@@ -1,0 +1,62 @@
+// adam: sign descent smoothed by first and second moments; with both betas and eps 0 it is `sign`, bit for bit.
+//
+//   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
+//   u = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)          0 / 0 = 0; without the corrections on request
+//
+// Kingma & Ba, arXiv 1412.6980; with wd it is AdamW. u is not a unit vector of any norm, only close to one of l1->linf.
+// Asked for a dual norm it reports ||m / (1 - beta1^t)||_1, the l1 norm of what it takes the smoothed sign of, which
+// is exact when both betas are 0.
+#include <cmath>
+
+#include "optim/rule.h"
+#include "optim/update.h"
+
+namespace {
+class Adam final : public Rule {
+ public:
+  explicit Adam(Keyed& keys)
+      : Rule(keys, 1e-3),
+        beta1_(keys.number("beta1", 0.9, 0, 0.999999)),
+        beta2_(keys.number("beta2", 0.95, 0, 0.999999)),
+        eps_(keys.number("eps", 1e-8, 0, 1)),
+        bias_correction_(keys.boolean("bias_correction", true)) {}
+
+  std::string norm_name() const override { return "l1-linf, smoothed"; }
+
+  std::vector<StateSpec> state(const Shape& block) const override {
+    std::vector<StateSpec> specs;
+    if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
+    if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+    return specs;
+  }
+
+  double direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    const double t = static_cast<double>(step.t);
+    const double correction1 = bias_correction_ ? 1 - std::pow(beta1_, t) : 1;
+    const double correction2 = bias_correction_ ? 1 - std::pow(beta2_, t) : 1;
+    double dual = 0;
+    for (Block& block : group.blocks) {
+      const Tensor m = beta1_ > 0 ? block.state.front() : Tensor{};
+      if (step.want_dual && !m) dual += sum_abs(ctx, block.grad) * step.grad_scale;
+      adam_direction(ctx, {.u = block.grad,
+                           .m = m,
+                           .v = beta2_ > 0 ? block.state.back() : Tensor{},
+                           .g = block.grad,
+                           .beta1 = static_cast<float>(beta1_),
+                           .beta2 = static_cast<float>(beta2_),
+                           .eps = static_cast<float>(eps_),
+                           .correction1 = static_cast<float>(correction1),
+                           .correction2 = static_cast<float>(correction2),
+                           .scale = step.grad_scale});
+      if (step.want_dual && m) dual += sum_abs(ctx, m) / correction1;
+    }
+    return dual;
+  }
+
+ private:
+  double beta1_, beta2_, eps_;
+  bool bias_correction_;
+};
+}  // namespace
+
+std::unique_ptr<Rule> make_adam(Keyed& keys) { return std::make_unique<Adam>(keys); }

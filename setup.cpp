@@ -1,0 +1,124 @@
+#include "setup.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "error.h"
+#include "model/checkpoint.h"
+#include "optim/recipe.h"
+#include "run_log.h"
+
+void use_device(Context& ctx, const TrainOptions& options) {
+  if (options.device == "cuda" && !kHaveGpu)
+    throw UsageError("this program was built without CUDA, --device cuda, use --device cpu or build with `make CUDA=1`");
+  if (options.dtype == "bf16")
+    throw UsageError("bf16 needs a GPU, --dtype bf16, use --dtype fp32 on the CPU");
+  use_cpu(ctx, options.threads);
+}
+
+ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer) {
+  constexpr int64_t kGpt2Vocabulary = 50257;
+  ModelConfig config;
+  if (options.init.empty()) {
+    config = parse_model(options.model);
+    config.V = tokenizer != nullptr ? tokenizer->vocab_size() : kGpt2Vocabulary;
+  } else {
+    config = load_config(options.init);
+    if (tokenizer != nullptr && tokenizer->vocab_size() != config.V)
+      throw UsageError(fmt::format("its vocabulary of {} is not the data's {}, --init {}, prepare the data with the "
+                                   "model's tokenizer", config.V, tokenizer->vocab_size(), options.init));
+  }
+  if (options.seq_len > config.positions)
+    throw UsageError(fmt::format("{} tokens do not fit the model's {} positions, --seq-len {}, shorten it or use "
+                                 "--model NAME:positions={}", options.seq_len, config.positions, options.seq_len,
+                                 options.seq_len));
+  validate(config);
+  return config;
+}
+
+OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTable& parameters) {
+  std::set<Role> present;
+  for (const Parameter& p : parameters) present.insert(p.role);
+  OptimizerOptions chosen = recipe_options(options.recipe);
+  for (const auto& [role, rule] : options.rules) {
+    if (!present.contains(role))
+      throw UsageError(fmt::format("this model has no {} tensor{}, --{} {}, leave the option out", role_name(role),
+                                   role == Role::head ? " of its own (it is tied to the embedding)" : "",
+                                   role_name(role), rule));
+    chosen.rules[role] = rule;
+  }
+  std::erase_if(chosen.rules, [&](const auto& rule) { return !present.contains(rule.first); });
+  if (!options.schedule.empty()) chosen.schedule = parse_schedule("--schedule", options.schedule);
+  if (options.grad_clip >= 0) chosen.grad_clip = options.grad_clip;
+  chosen.sharpness = options.sharpness;
+  return chosen;
+}
+
+nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& optimizer,
+                            uint64_t data_fingerprint) {
+  nlohmann::json rules = nlohmann::json::object();
+  for (const auto& [role, rule] : optimizer.rules) rules[role_name(role)] = rule;
+  return {{"layers", config.L},
+          {"heads", config.NH},
+          {"channels", config.C},
+          {"positions", config.positions},
+          {"vocab_size", config.V},
+          {"seq_len", options.seq_len},
+          {"rows", options.rows()},
+          {"seed", options.seed},
+          {"shuffle", options.shuffle},
+          {"data_fingerprint", data_fingerprint},
+          {"rules", rules},
+          {"schedule", optimizer.schedule.str()},
+          {"grad_clip", optimizer.grad_clip},
+          {"sharpness", optimizer.sharpness}};
+}
+
+nlohmann::json state_to_json(const RunState& state, const TrainOptions& options, const nlohmann::json& identity) {
+  return {{"step", state.step},
+          {"tokens", state.step * options.tokens_per_step()},
+          {"val_loss", state.val_loss},   // null when not a number
+          {"train_seconds", state.train_seconds},
+          {"identity", identity},
+          {"options", to_json(options)}};
+}
+
+RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity, const std::string& folder) {
+  const std::string file = folder + "/state.json";
+  const auto damaged = [&](const char* field) {
+    return RunError(fmt::format("field '{}' is missing or of the wrong type, {}, use another checkpoint", field, file));
+  };
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() || json["step"] < 0)
+    throw damaged("step");
+  if (!json.contains("train_seconds") || !json["train_seconds"].is_number()) throw damaged("train_seconds");
+  if (!json.contains("val_loss") || !(json["val_loss"].is_number() || json["val_loss"].is_null()))
+    throw damaged("val_loss");
+  if (!json.contains("identity") || !json["identity"].is_object()) throw damaged("identity");
+  for (const auto& [key, value] : identity.items()) {
+    const nlohmann::json& saved = json["identity"].contains(key) ? json["identity"][key] : nlohmann::json();
+    if (saved != value)
+      throw RunError(fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
+                                 "another --out", key, saved.dump(), value.dump(), file));
+  }
+  RunState state;
+  state.step = json["step"];
+  state.train_seconds = json["train_seconds"];
+  state.val_loss = json["val_loss"].is_null() ? std::nan("") : json["val_loss"].get<double>();
+  return state;
+}
+
+std::optional<std::string> checkpoint_to_resume(const TrainOptions& options) {
+  std::vector<std::string> passed_over;
+  const auto newest = newest_checkpoint(options.out, &passed_over);
+  if (!options.resume) {
+    if (newest || RunLog::exists(options.out))
+      throw UsageError(fmt::format("it already holds a run, --out {}, add --resume or choose another folder",
+                                   options.out));
+    return std::nullopt;
+  }
+  for (const std::string& line : passed_over) fmt::print(stderr, "train_gpt: warning: passed over {}\n", line);
+  return newest;
+}

@@ -1,0 +1,263 @@
+// Polar factors: the polynomials as scalars, matrices against expected numbers and against the exact factor.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "optim/norm.h"
+#include "optim/polar.h"
+#include "optim/svd.h"
+#include "tests/optim_golden.h"
+
+namespace {
+using nlohmann::json;
+
+Matrix polar_of(Context& ctx, Matrix x, PolarMethod method, int steps = 0) {
+  polar(ctx, {.x = x.batch(), .method = method, .steps = steps});
+  return x;
+}
+Matrix exact_polar(Context& ctx, const Matrix& x) { return polar_of(ctx, x, PolarMethod::svd); }
+
+/// The polynomial of a method on one singular value, in float64.
+double on_scalar(PolarMethod method, double x, int steps = 0) {
+  const PolarSchedule& schedule = polar_schedule(method);
+  x /= schedule.safety;
+  for (int k = 0; k < (steps ? steps : schedule.default_steps); ++k) {
+    const Quintic& step = schedule.at(k);
+    x = step.a * x + step.b * x * x * x + step.c * x * x * x * x * x;
+  }
+  return x;
+}
+
+/// A matrix with these singular values, in random directions.
+Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols, const std::vector<double>& values, uint32_t seed) {
+  const Matrix u = exact_polar(ctx, random_matrix(rows, static_cast<int64_t>(values.size()), seed));
+  Matrix v = exact_polar(ctx, random_matrix(static_cast<int64_t>(values.size()), cols, seed + 1));
+  for (int64_t i = 0; i < v.rows; ++i)
+    for (int64_t j = 0; j < v.cols; ++j) v(i, j) *= static_cast<float>(values[static_cast<size_t>(i)]);
+  return product(u, v);
+}
+
+/// The same iteration in float64 on plain loops, X X^T always from the left: the oracle.
+Matrix in_float64(const Matrix& x, PolarMethod method) {
+  const double norm = std::sqrt(inner(x, x));
+  std::vector<double> y(x.data.begin(), x.data.end());
+  const PolarSchedule& schedule = polar_schedule(method);
+  const auto r = static_cast<size_t>(x.rows), c = static_cast<size_t>(x.cols);
+  for (double& value : y) value /= norm * schedule.safety;
+  for (int k = 0; k < schedule.default_steps; ++k) {
+    std::vector<double> a(r * r, 0), b(r * r, 0), z(r * c, 0);
+    for (size_t i = 0; i < r; ++i)
+      for (size_t j = 0; j < r; ++j)
+        for (size_t l = 0; l < c; ++l) a[i * r + j] += y[i * c + l] * y[j * c + l];
+    for (size_t i = 0; i < r; ++i)
+      for (size_t l = 0; l < r; ++l)
+        for (size_t j = 0; j < r; ++j) b[i * r + j] += schedule.at(k).c * a[i * r + l] * a[l * r + j];
+    for (size_t i = 0; i < r * r; ++i) b[i] += schedule.at(k).b * a[i];
+    for (size_t i = 0; i < r; ++i) {
+      for (size_t j = 0; j < c; ++j) z[i * c + j] = schedule.at(k).a * y[i * c + j];
+      for (size_t l = 0; l < r; ++l)
+        for (size_t j = 0; j < c; ++j) z[i * c + j] += b[i * r + l] * y[l * c + j];
+    }
+    y = z;
+  }
+  Matrix out(x.rows, x.cols);
+  for (size_t i = 0; i < y.size(); ++i) out.data[i] = static_cast<float>(y[i]);
+  return out;
+}
+
+constexpr PolarMethod kIterations[] = {PolarMethod::keller5,   PolarMethod::polar_express, PolarMethod::cubic,
+                                       PolarMethod::quintic12, PolarMethod::hybrid,        PolarMethod::modula6};
+}  // namespace
+
+TEST(PolarTable, ScalarsAsExpected) {
+  const json& numbers = optim_golden().at("ns_scalar");
+  const struct {
+    const char* name;
+    PolarMethod method;
+    int steps;
+  } rows[] = {{"keller5", PolarMethod::keller5, 0},     {"hybrid8_2", PolarMethod::hybrid, 0},
+              {"modula6", PolarMethod::modula6, 0},     {"quintic_2_-1.5_0.5_x12", PolarMethod::quintic12, 0},
+              {"cubic_x5", PolarMethod::cubic, 5},      {"cubic_x30", PolarMethod::cubic, 30},
+              {"polar_express5_of_x_over_1.02", PolarMethod::polar_express, 0}};
+  for (const auto& row : rows)
+    for (size_t i = 0; i < numbers.at("x").size(); ++i)
+      EXPECT_NEAR(on_scalar(row.method, numbers.at("x").at(i), row.steps), numbers.at(row.name).at(i), 1e-9) << row.name;
+}
+
+TEST(PolarTable, BandsAsExpected) {
+  const std::pair<const char*, PolarMethod> rows[] = {{"keller5", PolarMethod::keller5},
+                                                      {"hybrid8_2", PolarMethod::hybrid},
+                                                      {"polar_express5", PolarMethod::polar_express},
+                                                      {"modula6", PolarMethod::modula6},
+                                                      {"quintic12", PolarMethod::quintic12}};
+  for (const auto& [name, method] : rows)
+    for (const auto& [from, band] : optim_golden().at("ns_bands").at(name).items()) {
+      const double low = std::stod(from.substr(3));
+      double least = 10, most = 0;
+      for (int i = 0; i <= 100000; ++i) {
+        const double y = on_scalar(method, low * std::pow(1 / low, i / 100000.0));
+        least = std::min(least, y);
+        most = std::max(most, y);
+      }
+      EXPECT_NEAR(least, band.at(0), 1e-3) << name << " " << from;
+      EXPECT_NEAR(most, band.at(1), 1e-3) << name << " " << from;
+    }
+}
+
+TEST(PolarTable, CubicRegions) {   // (0, sqrt 3) -> 1; (sqrt 3, 2] -> -1, silently; beyond sqrt 5 it diverges
+  const json& numbers = optim_golden().at("cubic_region");
+  for (size_t i = 0; i < numbers.at("sigma0").size(); ++i) {
+    const double sigma = numbers.at("sigma0").at(i);
+    double x = sigma;
+    for (int k = 0; k < 60 && std::fabs(x) < 1e6; ++k) x = on_scalar(PolarMethod::cubic, x, 1);
+    const json& expected = numbers.at("after_60").at(i);
+    const bool unstable = std::fabs(sigma - std::sqrt(3.0)) < 1e-6 || std::fabs(sigma - std::sqrt(5.0)) < 1e-6;
+    if (expected.is_string()) {
+      EXPECT_GT(std::fabs(x), 1e6) << sigma;
+    } else if (!unstable) {
+      EXPECT_NEAR(x, expected.get<double>(), 1e-6) << sigma;
+    }
+  }
+  EXPECT_NEAR(on_scalar(PolarMethod::cubic, 1e-9, 10) / 1e-9, std::pow(1.5, 10), 1e-6);
+}
+
+TEST(Polar, ExpectedMatrices) {
+  CpuContext ctx;
+  const std::pair<const char*, PolarMethod> rows[] = {
+      {"cubic_20", PolarMethod::cubic},    {"keller5", PolarMethod::keller5}, {"hybrid8_2", PolarMethod::hybrid},
+      {"quintic12", PolarMethod::quintic12}, {"modula6", PolarMethod::modula6}, {"polar_express5", PolarMethod::polar_express}};
+  const json& numbers = optim_golden();
+  for (const auto& [name, method] : rows)
+    for (const char* example : {"tall_3x2", "wide_2x3"}) {
+      const Matrix g(numbers.at("norm_examples").at(example).at("G"));
+      const Matrix expected(numbers.at("ns_outputs").at(name).at(example));
+      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4) << name << " " << example;
+    }
+  for (const auto& [example, norms] : numbers.at("norm_examples").items())
+    EXPECT_LT(deviation(exact_polar(ctx, Matrix(norms.at("G"))), Matrix(norms.at("polar"))), 1e-6) << example;
+}
+
+// Square, tall, wide, odd, and clearly rectangular ones, which run on the Gram matrix.
+TEST(Polar, SameAsFloat64) {
+  CpuContext ctx;
+  uint32_t seed = 1;
+  for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {7, 29}, {16, 64}, {1, 5}, {1, 1}})
+    for (const PolarMethod method : kIterations) {
+      SCOPED_TRACE(testing::Message() << polar_schedule(method).name << " " << rows << " x " << cols);
+      const Matrix g = random_matrix(rows, cols, seed++);
+      const Matrix expected = in_float64(g, method);
+      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4);
+      EXPECT_LT(deviation(polar_of(ctx, g.transposed(), method).transposed(), expected), 1e-4);
+    }
+}
+
+// Singular values over five decades, as gradients have: the small ones must come out as the polynomial says.
+TEST(Polar, WideSpectrum) {
+  CpuContext ctx;
+  std::vector<double> values;
+  for (int i = 0; i < 24; ++i) values.push_back(std::pow(10.0, -5.0 * i / 23));
+  for (const auto& [rows, cols] : {std::pair{24, 24}, {24, 96}})
+    for (const PolarMethod method : kIterations) {
+      SCOPED_TRACE(testing::Message() << polar_schedule(method).name << " " << rows << " x " << cols);
+      const Matrix g = with_singular_values(ctx, rows, cols, values, 7);
+      const Matrix expected = in_float64(g, method), got = polar_of(ctx, g, method);
+      Matrix difference = got;
+      for (size_t i = 0; i < got.data.size(); ++i) difference.data[i] -= expected.data[i];
+      EXPECT_LT(norm(ctx, NormKind::l2_l2, difference.tensor()), 2e-3);
+    }
+}
+
+TEST(Polar, RankDeficientStaysSmall) {   // directions that are zero stay zero, also through rounding
+  CpuContext ctx;
+  for (const auto& [rows, cols] : {std::pair{20, 20}, {20, 80}}) {
+    const Matrix g = with_singular_values(ctx, rows, cols, {1, 0.7, 0.2}, 3);
+    const Matrix exact = in_float64(g, PolarMethod::keller5);
+    EXPECT_LT(deviation(polar_of(ctx, g, PolarMethod::keller5), exact), 1e-3);
+    EXPECT_LT(deviation(polar_of(ctx, g, PolarMethod::polar_express), in_float64(g, PolarMethod::polar_express)), 1e-3);
+  }
+}
+
+TEST(Polar, TransposeScaleAndSign) {
+  CpuContext ctx;
+  for (const auto& [rows, cols] : {std::pair{13, 9}, {11, 47}})
+    for (const PolarMethod method : kIterations) {
+      SCOPED_TRACE(polar_schedule(method).name);
+      const Matrix g = random_matrix(rows, cols, 5), o = polar_of(ctx, g, method);
+      EXPECT_LT(deviation(polar_of(ctx, g.transposed(), method).transposed(), o), 2e-5);
+      for (const double c : {1e-20, 1e-3, 1e6}) EXPECT_LT(deviation(polar_of(ctx, scaled(g, c), method), o), 2e-5) << c;
+      EXPECT_LT(deviation(polar_of(ctx, scaled(g, -1), method), scaled(o, -1)), 2e-5);
+    }
+}
+
+TEST(Polar, ExactFactor) {
+  CpuContext ctx;
+  for (const auto& [rows, cols] : {std::pair{15, 6}, {6, 15}, {8, 8}}) {
+    const Matrix g = random_matrix(rows, cols, 17), p = exact_polar(ctx, g);
+    const Matrix gram = rows >= cols ? product(p.transposed(), p) : product(p, p.transposed());
+    for (int64_t i = 0; i < gram.rows; ++i)
+      for (int64_t j = 0; j < gram.cols; ++j) EXPECT_NEAR(gram(i, j), i == j, 1e-6);
+    EXPECT_LT(deviation(product(p, product(p.transposed(), p)), p), 1e-6);
+    std::vector<double> s(static_cast<size_t>(std::min(rows, cols)));
+    Matrix copy = g;
+    singular_values(ctx, copy.tensor(), s);
+    double sum = 0;
+    for (double value : s) sum += value;
+    EXPECT_NEAR(inner(g, p) / sum, 1, 1e-6);
+    const Matrix h = product(p.transposed(), g);   // G = P H, H symmetric positive semi-definite
+    EXPECT_LT(deviation(h.transposed(), h), 1e-5);
+    EXPECT_LT(deviation(product(p, h), g), 1e-5);
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      const Matrix x = random_matrix(cols, 1, seed);
+      EXPECT_GE(inner(x, product(h, x)), -1e-5);
+      // Proposition 4: no other semi-orthogonal matrix is closer.
+      const Matrix q = exact_polar(ctx, random_matrix(rows, cols, 500 + seed));
+      EXPECT_LE(inner(g, q), inner(g, p) * (1 + 1e-6));
+    }
+  }
+}
+
+TEST(Polar, BatchEqualsOneByOne) {
+  CpuContext ctx;
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{24, 24}, {31, 17}, {16, 70}, {70, 16}})
+    for (const PolarMethod method : {PolarMethod::keller5, PolarMethod::cubic, PolarMethod::svd}) {
+      Matrix all = random_matrix(5 * rows, cols, 3), alone = all;
+      const Tensor batch{all.data.data(), Shape{5, rows, cols}}, copy{alone.data.data(), Shape{5, rows, cols}};
+      polar(ctx, {.x = batch, .method = method});
+      for (int64_t i = 0; i < 5; ++i) polar(ctx, {.x = copy.slice(i, 1), .method = method});
+      EXPECT_EQ(all.data, alone.data) << polar_schedule(method).name << " " << rows << " x " << cols;
+    }
+}
+
+TEST(Polar, ZeroAndNaN) {
+  CpuContext ctx;
+  for (size_t i = 0; i < polar_schedules().size(); ++i) {
+    const auto method = static_cast<PolarMethod>(i);
+    for (const int64_t cols : {6, 20}) {
+      SCOPED_TRACE(testing::Message() << polar_names()[i] << " " << cols);
+      for (float x : polar_of(ctx, Matrix(6, cols), method).data) EXPECT_EQ(x, 0);
+      Matrix bad = random_matrix(6, cols, 1);
+      bad(2, 3) = std::nanf("");
+      for (float x : polar_of(ctx, bad, method).data) EXPECT_TRUE(std::isnan(x));
+      // A NaN stays in its own matrix.
+      Matrix two = random_matrix(12, cols, 2);
+      two(1, 1) = std::nanf("");
+      polar(ctx, {.x = {two.data.data(), Shape{2, 6, cols}}, .method = method});
+      EXPECT_TRUE(std::isnan(two(0, 0)));
+      for (int64_t j = 0; j < cols; ++j) EXPECT_FALSE(std::isnan(two(7, j)));
+    }
+  }
+}
+
+TEST(Polar, ScratchIsWhatIsPublished) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{33, 33}, {33, 100}, {100, 33}, {1, 7}})
+    for (size_t i = 0; i < polar_schedules().size(); ++i)
+      for (const int steps : {0, 1, 4}) {
+        const auto method = static_cast<PolarMethod>(i);
+        if (method == PolarMethod::svd && steps) continue;
+        Matrix x = random_matrix(7 * rows, cols, 1);
+        const Tensor batch{x.data.data(), Shape{7, rows, cols}};
+        CpuContext ctx(2, 0);
+        ctx.scratch.reserve(polar_scratch_bytes(batch.shape, method, steps));
+        EXPECT_NO_THROW(polar(ctx, {.x = batch, .method = method, .steps = steps}));
+      }
+}
