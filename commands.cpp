@@ -186,7 +186,7 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   std::fflush(stdout);
 }
 
-nlohmann::json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
+nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
                         int64_t parameters, double peak_flops) {
   nlohmann::json resolved = nlohmann::json::object();
   for (const auto& [role, rule] : rules.rules) resolved[role_name(role)] = rule;

@@ -18,7 +18,7 @@ int run_info(const TrainOptions& options);
 void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);
 
 /// The first line of log.jsonl: configuration, seed, device, revision, parameter count.
-nlohmann::json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
+nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
                         int64_t parameters, double peak_flops);
 
 /// What to tell after a non-finite loss at `step`: names the first weight or gradient that is not finite.

@@ -44,7 +44,8 @@ int open_regular(const std::string& path, const std::string& what, int64_t* size
 void write_all(int fd, const void* bytes, int64_t count, int64_t offset, const std::string& path) {
   const char* from = static_cast<const char*>(bytes);
   while (count > 0) {
-    const ssize_t written = ::pwrite(fd, from, static_cast<size_t>(std::min<int64_t>(count, 1 << 30)), offset);
+    const ssize_t written =
+        ::pwrite(fd, from, static_cast<size_t>(std::min<int64_t>(count, 1 << 30)), offset);
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) fail("cannot write", path, written == 0 ? ENOSPC : errno);
     from += written, offset += written, count -= written;
@@ -67,14 +68,15 @@ int rename_new(const char* from, const char* to) {
 }
 
 [[noreturn]] void fail_taken(const std::string& path) {
-  throw RunError(fmt::format("the name is taken and nothing is overwritten, {}, choose another name or remove it", path));
+  throw RunError(fmt::format(
+      "the name is taken and nothing is overwritten, {}, choose another name or remove it", path));
 }
 
 }  // namespace
 
 MappedFile::MappedFile(std::string path, const std::string& what) : path_(std::move(path)) {
   const int fd = open_regular(path_, what, &size_);
-  if (size_ > 0) {   // an empty map is not allowed; data_ stays null
+  if (size_ > 0) {  // an empty map is not allowed; data_ stays null
     void* map = ::mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_SHARED, fd, 0);
     const int error = errno;
     if (map == MAP_FAILED) {
@@ -91,10 +93,13 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 namespace {
-// madvise on the pages that hold [start, start + count), clipped to the file. Advice may be ignored: no error.
+// madvise on the pages that hold [start, start + count), clipped to the file. Advice may be ignored: no
+// error.
 void advise(const char* data, int64_t size, int64_t start, int64_t count, int advice) {
   const int64_t page = ::sysconf(_SC_PAGESIZE);
   const int64_t begin = std::clamp<int64_t>(start, 0, size) / page * page;
@@ -103,8 +108,12 @@ void advise(const char* data, int64_t size, int64_t start, int64_t count, int ad
 }
 }  // namespace
 
-void MappedFile::read_ahead(int64_t start, int64_t count) const { advise(data_, size_, start, count, MADV_WILLNEED); }
-void MappedFile::forget(int64_t start, int64_t count) const { advise(data_, size_, start, count, MADV_DONTNEED); }
+void MappedFile::read_ahead(int64_t start, int64_t count) const {
+  advise(data_, size_, start, count, MADV_WILLNEED);
+}
+void MappedFile::forget(int64_t start, int64_t count) const {
+  advise(data_, size_, start, count, MADV_DONTNEED);
+}
 
 FileWriter::FileWriter(std::string path, Existing existing)
     : path_(std::move(path)), temporary_(path_ + ".tmp"), existing_(existing) {
@@ -113,13 +122,16 @@ FileWriter::FileWriter(std::string path, Existing existing)
   fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (fd_ < 0) fail("cannot write", path_, errno);
   const bool locked = ::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-  // The other process may have renamed its file between our open and our lock: then this is not a .tmp any more.
-  struct stat mine {}, named {};
+  // The other process may have renamed its file between our open and our lock: then this is not a .tmp any
+  // more.
+  struct stat mine {
+  }, named{};
   const bool same = ::fstat(fd_, &mine) == 0 && ::stat(temporary_.c_str(), &named) == 0 &&
                     mine.st_ino == named.st_ino && mine.st_dev == named.st_dev;
   if (!locked || !same) {
     ::close(fd_);
-    throw RunError(fmt::format("another process is writing the file, {}, wait for it or choose another name", path_));
+    throw RunError(
+        fmt::format("another process is writing the file, {}, wait for it or choose another name", path_));
   }
   if (::ftruncate(fd_, 0) != 0) {
     const int error = errno;
@@ -140,15 +152,16 @@ void FileWriter::write(const void* bytes, int64_t count) {
 }
 
 void FileWriter::rewrite(int64_t offset, const void* bytes, int64_t count) {
-  if (offset < 0 || count > size_ - offset) throw std::logic_error("FileWriter::rewrite: outside of what was written");
+  if (offset < 0 || count > size_ - offset)
+    throw std::logic_error("FileWriter::rewrite: outside of what was written");
   write_all(fd_, bytes, count, offset, path_);
 }
 
 void FileWriter::commit() {
   if (::fsync(fd_) != 0) fail("cannot write", path_, errno);
-  const int error = existing_ == Existing::refuse           ? rename_new(temporary_.c_str(), path_.c_str())
+  const int error = existing_ == Existing::refuse ? rename_new(temporary_.c_str(), path_.c_str())
                     : ::rename(temporary_.c_str(), path_.c_str()) != 0 ? errno
-                                                            : 0;
+                                                                       : 0;
   if (error == EEXIST && existing_ == Existing::refuse) fail_taken(path_);
   if (error != 0) fail("cannot give the finished file its name", path_, error);
   if (::close(std::exchange(fd_, -1)) != 0) fail("cannot write", path_, errno);
@@ -166,14 +179,17 @@ std::string read_text(const std::string& path, const std::string& what, int64_t 
       const ssize_t got = ::read(fd, text.data() + have, text.size() - have);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) error = errno;
-      if (got <= 0) text.resize(have);   // it shrank while we read, or cannot be read
-      else have += static_cast<size_t>(got);
+      if (got <= 0)
+        text.resize(have);  // it shrank while we read, or cannot be read
+      else
+        have += static_cast<size_t>(got);
     }
   }
   ::close(fd);
   if (error != 0) fail(fmt::format("cannot read the {}", what), path, error);
   if (size > limit)
-    throw RunError(fmt::format("the {} has {} bytes, {}, it should have at most {}", what, size, path, limit));
+    throw RunError(
+        fmt::format("the {} has {} bytes, {}, it should have at most {}", what, size, path, limit));
   return text;
 }
 
@@ -204,7 +220,8 @@ void rename_folder(const std::string& from, const std::string& to, Existing exis
   int error = rename_new(from.c_str(), to.c_str());
   if (error == EEXIST && existing == Existing::refuse) fail_taken(to);
   if (error == EEXIST) {
-    // Swap the two in one step, so that one of them has the name at every moment; the caller removes the old one.
+    // Swap the two in one step, so that one of them has the name at every moment; the caller removes the old
+    // one.
     error = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0 ? 0 : errno;
   }
   if (error != 0) fail("cannot give the finished folder its name", to, error);
@@ -214,12 +231,15 @@ void rename_folder(const std::string& from, const std::string& to, Existing exis
 FolderLock::FolderLock(const std::string& path) {
   fd_ = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd_ < 0) fail("cannot open the folder", path, errno);
-  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;   // no locks here: go on without
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;  // no locks here: go on without
   ::close(fd_);
-  throw RunError(fmt::format("another process is writing into the folder, {}, wait for it or choose another one", path));
+  throw RunError(
+      fmt::format("another process is writing into the folder, {}, wait for it or choose another one", path));
 }
 
-FolderLock::~FolderLock() { ::close(fd_); }
+FolderLock::~FolderLock() {
+  ::close(fd_);
+}
 
 std::string in_quotes(std::string_view text) {
   std::string out = "'";

@@ -1,5 +1,6 @@
-// Files, carefully: read-only maps; files and folders that appear under their name only when complete and on disk.
-// Every failure is one RunError that names the file. Temporary names end in ".tmp" and lie beside the final one.
+// Files, carefully: read-only maps; files and folders that appear under their name only when complete and on
+// disk. Every failure is one RunError that names the file. Temporary names end in ".tmp" and lie beside the
+// final one.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +36,8 @@ class MappedFile {
 /// What to do when the final name is taken.
 enum class Existing : uint8_t { refuse, replace };
 
-/// A file under construction: written as PATH.tmp; commit() syncs it and gives it its name. Without commit() the
-/// destructor removes it, so that a full disk or an exception leaves nothing.
+/// A file under construction: written as PATH.tmp; commit() syncs it and gives it its name. Without commit()
+/// the destructor removes it, so that a full disk or an exception leaves nothing.
 class FileWriter {
  public:
   FileWriter(std::string path, Existing existing);
@@ -49,7 +50,8 @@ class FileWriter {
   void rewrite(int64_t offset, const void* bytes, int64_t count);
   /// Bytes appended so far.
   int64_t size() const { return size_; }
-  /// fsync, rename, fsync of the folder. With Existing::refuse a file that appeared meanwhile is kept, and is an error.
+  /// fsync, rename, fsync of the folder. With Existing::refuse a file that appeared meanwhile is kept, and is
+  /// an error.
   void commit();
 
  private:
@@ -67,12 +69,12 @@ void write_text(const std::string& path, std::string_view text, Existing existin
 void make_folder(const std::string& path);
 /// Makes the names inside a folder durable.
 void sync_folder(const std::string& path);
-/// Gives a finished folder its name, durably. With Existing::replace and a taken name the two folders swap names in one
-/// step: the old one is then called `from`, for the caller to remove.
+/// Gives a finished folder its name, durably. With Existing::replace and a taken name the two folders swap
+/// names in one step: the old one is then called `from`, for the caller to remove.
 void rename_folder(const std::string& from, const std::string& to, Existing existing);
 
-/// Keeps other processes of this program from writing into a folder at the same time: RunError when one already does.
-/// Released by the destructor or the end of the process.
+/// Keeps other processes of this program from writing into a folder at the same time: RunError when one
+/// already does. Released by the destructor or the end of the process.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& path);

@@ -25,7 +25,7 @@ int open_log(const std::string& path, int flags) {
 }
 
 /// A line about work that the resumed run will do again, or that ends the run.
-bool is_superseded(const nlohmann::json& line, int64_t step) {
+bool is_superseded(const nlohmann::ordered_json& line, int64_t step) {
   const std::string type = line.value("type", "");
   if (type == "run") return false;
   if (type == "end") return true;
@@ -48,7 +48,7 @@ RunLog RunLog::resume(const std::string& out, int64_t step) {
     RunLog kept(temporary, open_log(temporary, O_TRUNC));
     std::ifstream old(path);
     for (std::string text; std::getline(old, text);) {
-      const auto line = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+      const auto line = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
       if (line.is_object() && !is_superseded(line, step)) kept.write(line);
     }
   }
@@ -62,7 +62,7 @@ RunLog::~RunLog() {
   if (file_ >= 0) close(file_);
 }
 
-void RunLog::write(const nlohmann::json& line) {
+void RunLog::write(const nlohmann::ordered_json& line) {
   const std::string text = line.dump() + "\n";
   for (size_t done = 0; done < text.size();) {
     const ssize_t written = ::write(file_, text.data() + done, text.size() - done);

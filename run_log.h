@@ -6,7 +6,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-/// OUT/log.jsonl, one JSON object per line, each written out at once. DESIGN.md section 4 lists the types.
+/// OUT/log.jsonl, one JSON object per line, "type" first, each written out at once. DESIGN.md section 4 lists the types.
 class RunLog {
  public:
   /// Starts a new log; a file that is there is replaced, so check first (exists()).
@@ -19,7 +19,7 @@ class RunLog {
   RunLog(RunLog&& other) noexcept;
   ~RunLog();
   /// RunError when the disk is full; earlier lines stay.
-  void write(const nlohmann::json& line);
+  void write(const nlohmann::ordered_json& line);
 
  private:
   RunLog(std::string path, int file) : path_(std::move(path)), file_(file) {}

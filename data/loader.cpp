@@ -14,13 +14,14 @@
 
 int64_t permute(int64_t index, int64_t size, uint64_t key) {
   expect(index >= 0 && index < size, "permute: index outside of the domain");
-  // Two halves of `bits` each; 4^bits >= size, and < 4 size, so that a walk takes fewer than 4 steps on average.
+  // Two halves of `bits` each; 4^bits >= size, and < 4 size, so that a walk takes fewer than 4 steps on
+  // average.
   const int bits = (std::bit_width(static_cast<uint64_t>(size - 1)) + 1) / 2;
   const uint64_t mask = (uint64_t{1} << bits) - 1;
   auto value = static_cast<uint64_t>(index);
   do {
     uint64_t left = value >> bits, right = value & mask;
-    for (uint64_t round = 0; round < 8; ++round) {   // more than four, for the very small domains
+    for (uint64_t round = 0; round < 8; ++round) {  // more than four, for the very small domains
       const uint64_t next = left ^ (mix_bits(right ^ mix_bits(key + round)) & mask);
       left = right, right = next;
     }
@@ -35,9 +36,10 @@ Loader::Loader(const Shards& shards, LoaderOptions options)
   expect(options.T <= (int64_t{1} << 40) / options.rows, "Loader: rows * T is too large");
   const int64_t need = options.rows * options.T + 1;
   if (shards.size() < need)
-    throw RunError(fmt::format("the data has {} tokens, {}, one batch of {} rows of {} needs {}: prepare more text or "
-                               "choose a smaller batch",
-                               shards.size(), shards.pattern(), options.rows, options.T, need));
+    throw RunError(
+        fmt::format("the data has {} tokens, {}, one batch of {} rows of {} needs {}: prepare more text or "
+                    "choose a smaller batch",
+                    shards.size(), shards.pattern(), options.rows, options.T, need));
 }
 
 int64_t Loader::chunk_of(int64_t step, int64_t row) const {
@@ -49,7 +51,8 @@ int64_t Loader::chunk_of(int64_t step, int64_t row) const {
 
 void Loader::fill(int64_t step, int64_t first_row, int64_t rows, int32_t* inputs, int32_t* targets) const {
   expect(step >= 0, "Loader::fill: negative step");
-  expect(first_row >= 0 && rows >= 0 && rows <= options_.rows - first_row, "Loader::fill: rows outside of the batch");
+  expect(first_row >= 0 && rows >= 0 && rows <= options_.rows - first_row,
+         "Loader::fill: rows outside of the batch");
   if (!options_.shuffle) return fill_chunks(chunk_of(step, first_row), rows, inputs, targets);
   const int64_t T = options_.T;
   for (int64_t r = 0; r < rows; ++r)
@@ -57,7 +60,8 @@ void Loader::fill(int64_t step, int64_t first_row, int64_t rows, int32_t* inputs
 }
 
 void Loader::fill_chunks(int64_t first, int64_t rows, int32_t* inputs, int32_t* targets) const {
-  expect(first >= 0 && rows >= 0 && rows <= chunks_ - first, "Loader::fill_chunks: chunks outside of the data");
+  expect(first >= 0 && rows >= 0 && rows <= chunks_ - first,
+         "Loader::fill_chunks: chunks outside of the data");
   const int64_t T = options_.T;
   shards_.copy(first * T, rows * T, inputs);
   shards_.copy(first * T + 1, rows * T, targets);
@@ -74,7 +78,7 @@ BatchReader::BatchReader(const Loader& loader, int64_t first_step, int64_t first
       first_row_(first_row),
       rows_(rows),
       step_(first_step),
-      wanted_(first_step + 1),   // both buffers are free at first
+      wanted_(first_step + 1),  // both buffers are free at first
       done_(first_step) {
   expect(first_step >= 0, "BatchReader: negative step");
   for (Buffer& buffer : buffers_) {
@@ -99,7 +103,7 @@ BatchReader::~BatchReader() {
 }
 
 void BatchReader::work(int64_t first_step) {
-  constexpr int64_t kStepsAhead = 4;   // that the system is asked to read from the disk
+  constexpr int64_t kStepsAhead = 4;  // that the system is asked to read from the disk
   for (int64_t step = first_step;; ++step) {
     {
       std::unique_lock lock(mutex_);
@@ -110,14 +114,17 @@ void BatchReader::work(int64_t first_step) {
     try {
       Buffer& buffer = buffers_[step % 2];
       loader_.fill(step, first_row_, rows_, buffer.inputs.data(), buffer.targets.data());
-      for (int64_t ahead = 1; ahead <= kStepsAhead; ++ahead) loader_.read_ahead(step + ahead, first_row_, rows_);
+      for (int64_t ahead = 1; ahead <= kStepsAhead; ++ahead)
+        loader_.read_ahead(step + ahead, first_row_, rows_);
     } catch (...) {
       failure = std::current_exception();
     }
     {
       const std::lock_guard lock(mutex_);
-      if (failure) failure_ = failure;
-      else done_ = step + 1;
+      if (failure)
+        failure_ = failure;
+      else
+        done_ = step + 1;
     }
     changed_.notify_all();
     if (failure) return;
@@ -130,7 +137,7 @@ BatchReader::Batch BatchReader::next() {
   wanted_ = step_ + 1;
   changed_.notify_all();
   changed_.wait(lock, [&] { return done_ > step_ || failure_; });
-  if (done_ <= step_) std::rethrow_exception(failure_);   // batches before the failure come out first
+  if (done_ <= step_) std::rethrow_exception(failure_);  // batches before the failure come out first
   const Buffer& buffer = buffers_[step_++ % 2];
   return {buffer.inputs.data(), buffer.targets.data()};
 }

@@ -7,11 +7,12 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <regex>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "data/documents.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
 #include "error.h"
@@ -23,89 +24,13 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-constexpr std::string_view kSeparator = "<|endoftext|>";
 constexpr const char* kManifest = "prepare.json";
-constexpr const char* kType = "anthology-shards";   // of the manifest
-constexpr const char* kStaging = "prepare.tmp";   // folder inside DIR in which the new files are made
-constexpr size_t kPieceBytes = 1 << 20;           // of text that one thread encodes at a time
-constexpr size_t kBatchBytes = 32 << 20;          // of text between two writes; bounds the memory
+constexpr const char* kType = "anthology-shards";  // of the manifest
+constexpr const char* kStaging = "prepare.tmp";    // folder inside DIR in which the new files are made
+constexpr size_t kPieceBytes = 1 << 20;            // of text that one thread encodes at a time
+constexpr size_t kBatchBytes = 32 << 20;           // of text between two writes; bounds the memory
 
-/// A piece of a document, in a mapped file.
-struct Piece {
-  std::string_view text;
-  const MappedFile* file;
-  bool starts_document;
-};
-
-// ---- Documents ------------------------------------------------------------------------------------------------------
-
-bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == std::string_view::npos; }
-
-// Where the next separator line is: [begin, end) with the line breaks that belong to it; or the end of the text.
-std::pair<size_t, size_t> next_separator(std::string_view text, size_t from) {
-  for (size_t at = from; (at = text.find(kSeparator, at)) != std::string_view::npos; at += kSeparator.size()) {
-    size_t begin = at, end = at + kSeparator.size();
-    if (begin > 0 && text[begin - 1] != '\n') continue;   // not alone on its line
-    if (text.substr(end, 1) == "\r") ++end;
-    if (end < text.size() && text[end] != '\n') continue;
-    end += end < text.size();
-    begin -= begin > from;
-    begin -= begin > from && text[begin - 1] == '\r';
-    return {begin, end};
-  }
-  return {text.size(), text.size()};
-}
-
-// Appends the documents of a file. Blank ones are left out: two separators in a row, or one at the end.
-void split_documents(const MappedFile& file, std::vector<Piece>& documents) {
-  const std::string_view text = file.text();
-  for (size_t from = 0; from < text.size();) {
-    const auto [begin, end] = next_separator(text, from);
-    const std::string_view document = text.substr(from, begin - from);
-    if (!is_blank(document)) documents.push_back({document, &file, true});
-    from = end;
-  }
-}
-
-// Where to cut a single document so that about `val_bytes` follow: after a line break near there, else where the
-// tokenizer allows it.
-size_t cut_inside(std::string_view text, double val_bytes, const Tokenizer& tokenizer) {
-  const auto wanted = static_cast<size_t>(static_cast<double>(text.size()) - std::max(1.0, val_bytes));
-  const size_t target = std::clamp<size_t>(wanted, 1, text.size() - 1);
-  const size_t before = text.rfind('\n', target - 1);
-  // Near: validation at most doubles, or stays below 1 KB and half of the text.
-  const size_t most = std::max(2 * (text.size() - target), std::min<size_t>(text.size() / 2, 1024));
-  if (before != std::string_view::npos && text.size() - (before + 1) <= most) return before + 1;
-  const size_t cut = tokenizer.cut(text, target);
-  return cut > 0 ? cut : target;
-}
-
-// Moves documents (or the end of the only one) from the end of `train` to the result, in their order.
-std::vector<Piece> take_validation(std::vector<Piece>& train, double fraction, const Tokenizer& tokenizer) {
-  std::vector<Piece> val;
-  if (fraction == 0) return val;
-  double total = 0;
-  for (const Piece& document : train) total += static_cast<double>(document.text.size());
-  if (train.size() == 1) {
-    Piece& only = train[0];
-    if (only.text.size() < 2)
-      throw RunError(fmt::format("one byte of text cannot be split into training and validation, {}, give more text or "
-                                 "--val-fraction 0",
-                                 only.file->path()));
-    const size_t cut = cut_inside(only.text, fraction * total, tokenizer);
-    val.push_back({only.text.substr(cut), only.file, true});
-    only.text = only.text.substr(0, cut);
-    return val;
-  }
-  for (double bytes = 0; train.size() > 1 && (val.empty() || bytes < fraction * total); train.pop_back()) {
-    bytes += static_cast<double>(train.back().text.size());
-    val.push_back(train.back());
-  }
-  std::reverse(val.begin(), val.end());
-  return val;
-}
-
-// ---- Encoding and writing -------------------------------------------------------------------------------------------
+// ---- Encoding and writing
 
 /// Writes a stream of tokens into FOLDER/PREFIX_000000.bin, ..., each of at most `limit` tokens.
 class ShardSeries {
@@ -175,7 +100,7 @@ class Cutter {
     size_t size = rest.size();
     if (size > 2 * kPieceBytes) {
       size = tokenizer_.cut(rest, kPieceBytes);
-      if (size == 0) size = rest.size();   // cannot be cut
+      if (size == 0) size = rest.size();  // cannot be cut
     }
     job.pieces.push_back({rest.substr(0, size), document.file, offset_ == 0});
     job.bytes += size;
@@ -184,7 +109,7 @@ class Cutter {
   }
   const std::vector<Piece>& documents_;
   const Tokenizer& tokenizer_;
-  size_t next_ = 0, offset_ = 0;   // document, and byte in it
+  size_t next_ = 0, offset_ = 0;  // document, and byte in it
 };
 
 void encode(Job& job, const Tokenizer& tokenizer) {
@@ -194,7 +119,8 @@ void encode(Job& job, const Tokenizer& tokenizer) {
     tokenizer.encode(piece.text, job.ids);
     // The text was read once and is not needed again: keep it from filling the memory.
     const int64_t start = piece.text.data() - piece.file->data();
-    if (piece.text.size() >= kPieceBytes / 2) piece.file->forget(start, static_cast<int64_t>(piece.text.size()));
+    if (piece.text.size() >= kPieceBytes / 2)
+      piece.file->forget(start, static_cast<int64_t>(piece.text.size()));
   }
 }
 
@@ -204,7 +130,9 @@ class Meter {
   Meter(int64_t total, const PrepareProgress& progress) : total_(total), progress_(progress) {}
   void add(size_t bytes) {
     done_ += static_cast<int64_t>(bytes);
-    if (progress_) progress_(static_cast<double>(done_) / static_cast<double>(total_), 1e-6 * static_cast<double>(done_) / seconds());
+    if (progress_)
+      progress_(static_cast<double>(done_) / static_cast<double>(total_),
+                1e-6 * static_cast<double>(done_) / seconds());
   }
   double seconds() const {
     return std::max(1e-9, std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
@@ -217,12 +145,12 @@ class Meter {
 };
 
 // Encodes in parallel, writes in order. Where the documents are cut does not depend on the number of threads.
-void write_documents(const std::vector<Piece>& documents, const Tokenizer& tokenizer, int threads, ShardSeries& series,
-                     Meter& meter) {
+void write_documents(const std::vector<Piece>& documents, const Tokenizer& tokenizer, int threads,
+                     ShardSeries& series, Meter& meter) {
   Cutter cutter(documents, tokenizer);
   std::vector<Job> jobs;
   while (const size_t count = cutter.next_batch(jobs)) {
-    std::exception_ptr failure;   // an exception must not leave the parallel region
+    std::exception_ptr failure;  // an exception must not leave the parallel region
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (size_t i = 0; i < count; ++i) {
       try {
@@ -243,11 +171,16 @@ void write_documents(const std::vector<Piece>& documents, const Tokenizer& token
   series.finish();
 }
 
-// ---- The folder -----------------------------------------------------------------------------------------------------
+// ---- The folder
 
-bool is_shard_name(const std::string& name) {
-  static const std::regex pattern("(train|val)_[0-9]{6,}\\.bin");
-  return std::regex_match(name, pattern);
+// "train_000012.bin", "val_000000.bin"
+bool is_shard_name(std::string_view name) {
+  for (const std::string_view prefix : {"train_", "val_"}) {
+    if (!name.starts_with(prefix) || !name.ends_with(".bin") || name.size() < prefix.size() + 10) continue;
+    name = name.substr(prefix.size(), name.size() - prefix.size() - 4);
+    return name.find_first_not_of("0123456789") == std::string_view::npos;
+  }
+  return false;
 }
 
 // prepare.json of the folder; null when there is none.
@@ -257,7 +190,8 @@ Json read_manifest(const std::string& folder) {
   Json manifest = Json::parse(read_text(path, "manifest"), nullptr, false);
   if (!manifest.is_object() || manifest.value("type", Json()) != kType ||
       !manifest.value("complete", Json()).is_boolean())
-    throw RunError(fmt::format("the manifest is not one of 'train_gpt prepare', {}, choose another --out", path));
+    throw RunError(
+        fmt::format("the manifest is not one of 'train_gpt prepare', {}, choose another --out", path));
   return manifest;
 }
 
@@ -270,8 +204,8 @@ std::vector<std::string> listed_files(const Json& manifest) {
   return names;
 }
 
-// The shards in the folder, all made by prepare; RunError when one was not. An incomplete manifest was written when
-// the folder held nothing foreign, so everything is ours then.
+// The shards in the folder, all made by prepare; RunError when one was not. An incomplete manifest was
+// written when the folder held nothing foreign, so everything is ours then.
 std::vector<std::string> own_shards(const std::string& folder, const Json& manifest) {
   const std::vector<std::string> listed = listed_files(manifest);
   const bool interrupted = manifest.is_object() && manifest["complete"] == false;
@@ -281,9 +215,10 @@ std::vector<std::string> own_shards(const std::string& folder, const Json& manif
     const bool shard = is_shard_name(name);
     if (!shard && name != "tokenizer.json") continue;
     if (!interrupted && std::find(listed.begin(), listed.end(), name) == listed.end())
-      throw RunError(fmt::format("the folder holds a file that 'train_gpt prepare' did not make, {}, choose another --out "
-                                 "or remove it",
-                                 entry.path().string()));
+      throw RunError(fmt::format(
+          "the folder holds a file that 'train_gpt prepare' did not make, {}, choose another --out "
+          "or remove it",
+          entry.path().string()));
     if (shard) own.push_back(name);
   }
   return own;
@@ -304,14 +239,15 @@ Json describe_options(const PrepareOptions& options) {
           {"shard_tokens", options.shard_tokens}};
 }
 
-// Moves the finished files from the staging folder into DIR, in place of our older ones. The manifest is already in the
-// staging folder: renames need no space, so a full disk cannot stop this half way.
+// Moves the finished files from the staging folder into DIR, in place of our older ones. The manifest is
+// already in the staging folder: renames need no space, so a full disk cannot stop this half way.
 void publish(const PrepareOptions& options, const std::vector<std::string>& old, const Json& manifest) {
   const std::string& out = options.out;
   const std::string staging = out + "/" + kStaging;
   write_text(staging + "/" + kManifest, manifest.dump(1) + "\n", Existing::replace);
   // From here to the last rename the folder is neither the old result nor the new one, and says so.
-  write_text(out + "/" + kManifest, Json{{"type", kType}, {"complete", false}}.dump(1) + "\n", Existing::replace);
+  write_text(out + "/" + kManifest, Json{{"type", kType}, {"complete", false}}.dump(1) + "\n",
+             Existing::replace);
   for (const std::string& name : old) fs::remove(out + "/" + name);
   for (const std::string& name : listed_files(manifest)) fs::rename(staging + "/" + name, out + "/" + name);
   sync_folder(out);
@@ -324,7 +260,8 @@ void check_options(const PrepareOptions& options) {
   if (options.texts.empty()) throw UsageError("no text given, --text, name at least one file");
   if (options.out.empty()) throw UsageError("no folder given, --out, name one");
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
-    throw UsageError(fmt::format("{} is not in [0, 1), --val-fraction, choose for example 0.01", options.val_fraction));
+    throw UsageError(
+        fmt::format("{} is not in [0, 1), --val-fraction, choose for example 0.01", options.val_fraction));
   if (options.shard_tokens < 1 || options.shard_tokens > kShardMaxTokens)
     throw UsageError(fmt::format("{} is not in [1, {}], --shard-tokens, choose for example 100000000",
                                  options.shard_tokens, kShardMaxTokens));
@@ -337,12 +274,13 @@ PrepareReport prepare_locked(const PrepareOptions& options, const PrepareProgres
 
   std::vector<MappedFile> files;
   std::vector<Piece> train;
-  files.reserve(options.texts.size());   // pieces point into it
+  files.reserve(options.texts.size());  // pieces point into it
   const Json sources = describe_sources(options);
   for (const std::string& path : options.texts) {
     const size_t before = train.size();
     split_documents(files.emplace_back(path, "text"), train);
-    if (train.size() == before) throw RunError(fmt::format("the text is empty, {}, give a file with text", path));
+    if (train.size() == before)
+      throw RunError(fmt::format("the text is empty, {}, give a file with text", path));
   }
   PrepareReport report;
   report.documents = static_cast<int64_t>(train.size());
@@ -350,7 +288,7 @@ PrepareReport prepare_locked(const PrepareOptions& options, const PrepareProgres
   const std::vector<Piece> val = take_validation(train, options.val_fraction, *tokenizer);
 
   const std::string staging = options.out + "/" + kStaging;
-  fs::remove_all(staging);   // of an interrupted run
+  fs::remove_all(staging);  // of an interrupted run
   make_folder(staging);
   try {
     Meter meter(report.bytes, progress);
@@ -394,8 +332,8 @@ PrepareReport prepare_locked(const PrepareOptions& options, const PrepareProgres
 
 PrepareReport prepare(const PrepareOptions& options, const PrepareProgress& progress) {
   check_options(options);
-  make_tokenizer(options.tokenizer);   // a wrong name is noticed before a folder is made
-  for (const std::string& path : options.texts) MappedFile(path, "text");   // and so is a missing file
+  make_tokenizer(options.tokenizer);  // a wrong name is noticed before a folder is made
+  for (const std::string& path : options.texts) MappedFile(path, "text");  // and so is a missing file
   make_folder(options.out);
   const FolderLock lock(options.out);
   try {
@@ -414,10 +352,11 @@ bool is_prepared(const PrepareOptions& options) {
     if (manifest.value("options", Json()) != describe_options(options)) return false;
     if (manifest.value("sources", Json()) != describe_sources(options)) return false;
     for (const Json& file : manifest.at("files"))
-      if (fs::file_size(options.out + "/" + file.at("name").get<std::string>()) != file.at("bytes")) return false;
+      if (fs::file_size(options.out + "/" + file.at("name").get<std::string>()) != file.at("bytes"))
+        return false;
     return true;
   } catch (const fs::filesystem_error&) {
-    return false;   // a source or a result is missing: prepare() will say what
+    return false;  // a source or a result is missing: prepare() will say what
   } catch (const Json::exception&) {
     return false;
   }

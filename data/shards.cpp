@@ -23,15 +23,18 @@ int64_t check_header(const MappedFile& file) {
     throw RunError(fmt::format("{}, {}, make the shard again with 'train_gpt prepare'", what, file.path()));
   };
   if (file.size() < kShardHeaderBytes)
-    fail(fmt::format("token shard has {} bytes, fewer than its header of {}", file.size(), kShardHeaderBytes));
+    fail(
+        fmt::format("token shard has {} bytes, fewer than its header of {}", file.size(), kShardHeaderBytes));
   int32_t header[3];
   std::memcpy(header, file.data(), sizeof header);
   if (header[0] != kShardMagic) fail(fmt::format("token shard has magic {}, not {}", header[0], kShardMagic));
-  if (header[1] != kShardVersion) fail(fmt::format("token shard has version {}, not {}", header[1], kShardVersion));
+  if (header[1] != kShardVersion)
+    fail(fmt::format("token shard has version {}, not {}", header[1], kShardVersion));
   if (header[2] < 0) fail(fmt::format("token shard has the negative count {}", header[2]));
   const int64_t expected = kShardHeaderBytes + 2 * int64_t{header[2]};
   if (file.size() != expected)
-    fail(fmt::format("token shard says count {} and should have {} bytes, but has {}", header[2], expected, file.size()));
+    fail(fmt::format("token shard says count {} and should have {} bytes, but has {}", header[2], expected,
+                     file.size()));
   return header[2];
 }
 
@@ -49,8 +52,8 @@ std::vector<std::string> shard_paths(const std::string& pattern) {
   // By bytes; glob itself would sort by locale.
   std::sort(paths.begin(), paths.end());
   if (paths.empty())
-    throw RunError(fmt::format("no token shard matches, {}, make shards with 'train_gpt prepare' or correct the pattern",
-                               pattern));
+    throw RunError(fmt::format(
+        "no token shard matches, {}, make shards with 'train_gpt prepare' or correct the pattern", pattern));
   return paths;
 }
 
@@ -92,9 +95,10 @@ void Shards::copy(int64_t start, int64_t count, int32_t* out) const {
     }
     if (largest >= vocab_size_) {
       const int64_t bad = std::find_if(to, to + n, [&](int32_t id) { return id >= vocab_size_; }) - to;
-      throw RunError(fmt::format("token id {} at position {} is outside the vocabulary of {}, {}, "
-                                 "use the tokenizer and model that belong to this data",
-                                 to[bad], first + bad, vocab_size_, file.path()));
+      throw RunError(
+          fmt::format("token id {} at position {} is outside the vocabulary of {}, {}, "
+                      "use the tokenizer and model that belong to this data",
+                      to[bad], first + bad, vocab_size_, file.path()));
     }
     done += n;
   }
@@ -111,7 +115,7 @@ void Shards::read_ahead(int64_t start, int64_t count) const {
 }
 
 uint64_t Shards::fingerprint() const {
-  uint64_t hash = 0xcbf29ce484222325u;   // FNV-1a, a word at a time
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, a word at a time
   const auto add = [&](uint64_t word) { hash = (hash ^ word) * 0x100000001b3u; };
   for (const int64_t start : starts_) add(static_cast<uint64_t>(start));
   // A few hundred tokens at even distances: reads a few hundred pages at most, however large the data.
@@ -127,12 +131,13 @@ uint64_t Shards::fingerprint() const {
 }
 
 ShardWriter::ShardWriter(const std::string& path, Existing existing) : file_(path, existing) {
-  const std::array<int32_t, 256> header{};   // without a magic until finish()
+  const std::array<int32_t, 256> header{};  // without a magic until finish()
   file_.write(header.data(), kShardHeaderBytes);
 }
 
 void ShardWriter::write(std::span<const uint16_t> ids) {
-  expect(static_cast<int64_t>(ids.size()) <= kShardMaxTokens - count_, "ShardWriter: more than 2^31 - 1 tokens");
+  expect(static_cast<int64_t>(ids.size()) <= kShardMaxTokens - count_,
+         "ShardWriter: more than 2^31 - 1 tokens");
   file_.write(ids.data(), static_cast<int64_t>(ids.size_bytes()));
   count_ += static_cast<int64_t>(ids.size());
 }

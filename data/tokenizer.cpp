@@ -30,7 +30,8 @@ class ByteTokenizer : public Tokenizer {
     for (size_t i = 0; i < text.size(); ++i) to[i] = static_cast<unsigned char>(text[i]);
   }
   std::string_view decode(int32_t id) const override {
-    if (id < 0 || id > 256) throw RunError(fmt::format("token id {} does not exist, byte tokenizer, ids are 0 to 256", id));
+    if (id < 0 || id > 256)
+      throw RunError(fmt::format("token id {} does not exist, byte tokenizer, ids are 0 to 256", id));
     return id == 256 ? std::string_view() : std::string_view(&bytes_[static_cast<size_t>(id)], 1);
   }
   size_t cut(std::string_view text, size_t at) const override { return std::min(at, text.size()); }
@@ -42,7 +43,9 @@ class ByteTokenizer : public Tokenizer {
   std::array<char, 256> bytes_;
 };
 
-std::string file_in(const std::string& folder) { return folder + "/tokenizer.json"; }
+std::string file_in(const std::string& folder) {
+  return folder + "/tokenizer.json";
+}
 
 }  // namespace
 
@@ -58,13 +61,18 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
   return text;
 }
 
-void Tokenizer::save(const std::string& folder) const { write_text(file_in(folder), json(), Existing::replace); }
+void Tokenizer::save(const std::string& folder) const {
+  write_text(file_in(folder), json(), Existing::replace);
+}
 
-std::unique_ptr<Tokenizer> byte_tokenizer() { return std::make_unique<ByteTokenizer>(); }
+std::unique_ptr<Tokenizer> byte_tokenizer() {
+  return std::make_unique<ByteTokenizer>();
+}
 
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name) {
   if (name == "byte") return byte_tokenizer();
-  if (name == "gpt2") throw UsageError("the GPT-2 tokenizer is not available yet, --tokenizer gpt2, use byte");
+  if (name == "gpt2")
+    throw UsageError("the GPT-2 tokenizer is not available yet, --tokenizer gpt2, use byte");
   throw UsageError(fmt::format("unknown tokenizer {}, --tokenizer, choose one of: byte", in_quotes(name)));
 }
 
@@ -77,7 +85,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
   if (!json.is_object()) return fail("the tokenizer is not a JSON object");
   const auto type = json.find("type");
   if (type == json.end() || !type->is_string()) return fail("the tokenizer has no field 'type'");
-  if (*type != "byte") return fail(fmt::format("the tokenizer has the unknown type {}", in_quotes(type->get<std::string>())));
+  if (*type != "byte")
+    return fail(fmt::format("the tokenizer has the unknown type {}", in_quotes(type->get<std::string>())));
   auto tokenizer = byte_tokenizer();
   const auto check = [&](const char* field, int64_t expected) {
     const auto it = json.find(field);

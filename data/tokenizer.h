@@ -13,9 +13,9 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  virtual std::string name() const = 0;                            // as on the command line: "byte"
-  virtual int64_t vocab_size() const = 0;                          // at most 65536, the limit of shards
-  virtual int32_t end_of_text() const = 0;                         // the id between documents
+  virtual std::string name() const = 0;     // as on the command line: "byte"
+  virtual int64_t vocab_size() const = 0;   // at most 65536, the limit of shards
+  virtual int32_t end_of_text() const = 0;  // the id between documents
   /// Appends the ids of `text`. Any bytes are legal; no text makes end_of_text().
   virtual void encode(std::string_view text, std::vector<uint16_t>& ids) const = 0;
   /// The bytes of one id; empty for end_of_text(). RunError for an id outside the vocabulary.

@@ -77,7 +77,8 @@ class Bench {
   Tensor evicted_;
 };
 
-/// Cheap values of about the right size; the normal distribution of the tests would take longer than the runs.
+/// Cheap values of about the right size; the normal distribution of the tests would take longer than the
+/// runs.
 void fill(const Tensor& tensor, const Operand& operand) {
   uint64_t state = 88172645463325252u;
   for (int64_t i = 0; i < tensor.size(); ++i) {
@@ -137,8 +138,8 @@ int main(int argc, char** argv) {
 
   Bench bench(threads, seconds);
   const double bandwidth = bench.copy_bandwidth(), rate = bench.product_rate();
-  fmt::print("{} threads; copy {:.1f} GB/s, matrix product {:.1f} GFLOP/s\n\n", bench.threads(), bandwidth / 1e9,
-             rate / 1e9);
+  fmt::print("{} threads; copy {:.1f} GB/s, matrix product {:.1f} GFLOP/s\n\n", bench.threads(),
+             bandwidth / 1e9, rate / 1e9);
   fmt::print("{:60} {:>9} {:>9} {:>9} {:>15} {:>9}\n", "operation", "median ms", "best", "worst", "rate",
              "roofline");
   for (const OpCase& op_case : training_cases()) {
@@ -146,8 +147,8 @@ int main(int argc, char** argv) {
     const Timing t = bench.time(op_case);
     const bool by_flops = op_case.flops > 0;
     const double achieved = (by_flops ? op_case.flops : op_case.bytes) / t.median;
-    fmt::print("{:60} {:9.3f} {:9.3f} {:9.3f} {:7.1f} {:7} {:8.0f}%\n", op_case.name, t.median * 1e3, t.best * 1e3,
-               t.worst * 1e3, achieved / 1e9, by_flops ? "GFLOP/s" : "GB/s",
+    fmt::print("{:60} {:9.3f} {:9.3f} {:9.3f} {:7.1f} {:7} {:8.0f}%\n", op_case.name, t.median * 1e3,
+               t.best * 1e3, t.worst * 1e3, achieved / 1e9, by_flops ? "GFLOP/s" : "GB/s",
                100 * achieved / (by_flops ? rate : bandwidth));
   }
 }

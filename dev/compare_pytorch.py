@@ -14,6 +14,7 @@ How the comparison stays fair on a machine that is never quite alone:
   taken within a round, and the median over rounds is reported, so that slow drift of the machine cancels.
 - A product of 1024 x 3072 x 768 is timed by PyTorch in every PyTorch process, just before and after its steps; the
   column "of sgemm" is the model's rate over that product's rate.
+- The column "others" says how many cores, on average, other programs kept busy meanwhile: read no line above 0.1.
 - PyTorch gets its better optimizer (--adamw auto tries fused and foreach on the model's own tensors) and can be given
   an allocator that keeps its pages (--keep-pages), which glibc by default returns to the kernel at every step.
 
@@ -45,7 +46,7 @@ ALL_SHAPES = [f"{model}:4x{seq_len}" for model in ("6-layer-bytes", "6-layer", "
 
 
 def build_gpt2(shape):
-    """GPT-2 as OpenAI's: learned positions, biases everywhere, LayerNorm 1e-5, tanh GELU, head tied to the embedding."""
+    """GPT-2 as OpenAI's: learned positions, biases, LayerNorm 1e-5, tanh GELU, head tied to the embedding."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -201,17 +202,31 @@ def command_run(template, shape, options):
 
 def json_line(command, environment):
     """The last line of a command's output that is a JSON object with the three figures."""
+    before, start = foreign_cpu_seconds(), time.perf_counter()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    foreign_cores = max(0.0, foreign_cpu_seconds() - before) / (time.perf_counter() - start)
     if done.returncode != 0:
-        raise SystemExit(f"compare_pytorch: status {done.returncode} from: {shlex.join(command)}\n{done.stderr[-2000:]}")
+        raise SystemExit(f"compare_pytorch: status {done.returncode} from: {shlex.join(command)}\n"
+                         f"{done.stderr[-2000:]}")
     for line in reversed(done.stdout.splitlines()):
         try:
             result = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(result, dict) and {"forward_backward_ms", "optimizer_ms", "peak_rss_mb"} <= result.keys():
-            return result
-    raise SystemExit(f"compare_pytorch: no JSON line with the three figures in the output of: {shlex.join(command)}")
+            return dict(result, foreign_cores=foreign_cores)
+    raise SystemExit(f"compare_pytorch: no JSON line with the three figures from: {shlex.join(command)}")
+
+
+def foreign_cpu_seconds():
+    """Processor time used so far by everything but this process and its finished children (0 where /proc is not)."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, _idle, _iowait, *rest = (int(n) for n in file.readline().split()[1:9])
+    except OSError:
+        return 0.0
+    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
 
 
 def race(shape_name, shape, options, cache):
@@ -239,7 +254,7 @@ def summarize(shape_name, shape, results):
     records = []
     for name, runs in results.items():
         record = {"shape": shape_name, "competitor": name, "rounds": runs}
-        for key in ("forward_backward_ms", "optimizer_ms", "peak_rss_mb"):
+        for key in ("forward_backward_ms", "optimizer_ms", "peak_rss_mb", "foreign_cores"):
             record[key] = median(runs, key)
         step_ms = record["forward_backward_ms"] + record["optimizer_ms"]
         record["tokens_per_second"] = 1e3 * tokens / step_ms
@@ -262,13 +277,14 @@ def summarize(shape_name, shape, results):
 
 def print_table(records):
     print(f"{'shape':20} {'competitor':16} {'fwd+bwd ms':>10} {'optim. ms':>9} {'tokens/s':>9} {'GFLOP/s':>8} "
-          f"{'of sgemm':>8} {'RSS MB':>7}   times ours: fwd+bwd  step  memory")
+          f"{'of sgemm':>8} {'RSS MB':>7} {'others':>6}   times ours: fwd+bwd  step  memory")
     for r in records:
         share = f"{100 * r['share_of_sgemm']:.0f} %" if "share_of_sgemm" in r else ""
         ratios = (f"{r['ours_faster']:21.2f} {r['ours_faster_step']:5.2f} {r['memory_over_ours']:7.2f}"
                   if "ours_faster" in r else "")
         print(f"{r['shape']:20} {r['competitor']:16} {r['forward_backward_ms']:10.1f} {r['optimizer_ms']:9.1f} "
-              f"{r['tokens_per_second']:9.0f} {r['gflops']:8.1f} {share:>8} {r['peak_rss_mb']:7.0f}   {ratios}")
+              f"{r['tokens_per_second']:9.0f} {r['gflops']:8.1f} {share:>8} {r['peak_rss_mb']:7.0f} "
+              f"{r['foreign_cores']:6.2f}   {ratios}")
 
 
 def parse_shape(text):
@@ -279,7 +295,8 @@ def parse_shape(text):
         layers, channels, heads, vocab = MODELS[model]
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"'{text}' is not MODEL:BxT with MODEL one of {', '.join(MODELS)}")
-    return text, dict(layers=layers, channels=channels, heads=heads, vocab=vocab, batch_size=batch_size, seq_len=seq_len)
+    return text, dict(layers=layers, channels=channels, heads=heads, vocab=vocab, batch_size=batch_size,
+                      seq_len=seq_len)
 
 
 def parse_options():
@@ -294,9 +311,11 @@ def parse_options():
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="processes per competitor and shape (default 3)")
     parser.add_argument("--adamw", choices=("auto", "fused", "foreach"), default="auto")
-    parser.add_argument("--keep-pages", action="store_true", help="glibc keeps PyTorch's freed memory (faster, larger)")
+    parser.add_argument("--keep-pages", action="store_true",
+                        help="glibc keeps PyTorch's freed memory (faster, larger)")
     parser.add_argument("--ours", metavar="COMMAND", help="our program; see above for what it must print")
-    parser.add_argument("--peer", metavar="NAME=COMMAND", action="append", default=[], help="any other program, repeatable")
+    parser.add_argument("--peer", metavar="NAME=COMMAND", action="append", default=[],
+                        help="any other program, repeatable")
     parser.add_argument("--python", default=sys.executable, help="the Python that has torch (default: this one)")
     parser.add_argument("--json", metavar="FILE", help="also write all figures, every round, to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -326,7 +345,7 @@ def main():
     print_table(records)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"threads": options.threads, "keep_pages": options.keep_pages, "records": records}, file, indent=1)
+            json.dump(dict(threads=options.threads, keep_pages=options.keep_pages, records=records), file, indent=1)
     else:
         print(json.dumps([{k: v for k, v in r.items() if k != "rounds"} for r in records]))
 

@@ -30,7 +30,9 @@ int64_t step_of(std::string_view name) {
   return error == std::errc() && end == name.data() + name.size() && name[0] != '-' ? step : -1;
 }
 
-std::string folder_of_run(const std::string& out) { return out + "/checkpoints"; }
+std::string folder_of_run(const std::string& out) {
+  return out + "/checkpoints";
+}
 
 // Checkpoint folders of a run by step, newest first.
 std::vector<std::pair<int64_t, std::string>> list_checkpoints(const std::string& out) {
@@ -49,7 +51,8 @@ void remove_stale(const std::string& folder) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename();
     const size_t stem = name.size() - std::min(name.size(), std::strlen(kTemporary));
-    if (name.substr(stem) == kTemporary && step_of(std::string_view(name).substr(0, stem)) >= 0) fs::remove_all(entry);
+    if (name.substr(stem) == kTemporary && step_of(std::string_view(name).substr(0, stem)) >= 0)
+      fs::remove_all(entry);
   }
 }
 
@@ -80,8 +83,8 @@ std::string save(const CheckpointToSave& what) {
   const FolderLock lock(parent);
   remove_stale(parent);
   if (what.existing == Existing::refuse && fs::exists(folder))
-    throw RunError(fmt::format("a checkpoint of this step exists and nothing is overwritten, {}, choose another --out",
-                               folder));
+    throw RunError(fmt::format(
+        "a checkpoint of this step exists and nothing is overwritten, {}, choose another --out", folder));
   try {
     make_folder(temporary);
     write_files(what, temporary);
@@ -92,7 +95,7 @@ std::string save(const CheckpointToSave& what) {
     fs::remove_all(temporary, ignored);
     throw;
   }
-  fs::remove_all(temporary);   // the replaced one, if there was one
+  fs::remove_all(temporary);  // the replaced one, if there was one
   // The new one is complete and on disk: only now may older ones go.
   int64_t kept = 0;
   for (const auto& [step, path] : list_checkpoints(what.out))
@@ -145,9 +148,10 @@ std::optional<std::string> newest_checkpoint(const std::string& out, std::vector
 
 int64_t checkpoint_step(const std::string& folder) {
   fs::path path(folder);
-  if (path.filename().empty()) path = path.parent_path();   // "step-00000500/"
+  if (path.filename().empty()) path = path.parent_path();  // "step-00000500/"
   const int64_t step = step_of(path.filename().string());
-  if (step < 0) throw RunError(fmt::format("the folder is not named like a checkpoint, {}, name one step-...", folder));
+  if (step < 0)
+    throw RunError(fmt::format("the folder is not named like a checkpoint, {}, name one step-...", folder));
   return step;
 }
 
@@ -175,12 +179,15 @@ bool is_mask(const std::string& name, const ParameterTable& parameters) {
 }
 
 // lm_head.weight may be there when it repeats the token embedding, as a tied model saved it.
-void check_head(const SafetensorsReader& file, const SafetensorsReader::Entry& head, const std::string& embedding) {
+void check_head(const SafetensorsReader& file, const SafetensorsReader::Entry& head,
+                const std::string& embedding) {
   const auto* wte = file.find(embedding);
-  const bool tied = wte && wte->dtype == head.dtype && wte->shape == head.shape && file.same_values(*wte, head);
+  const bool tied =
+      wte && wte->dtype == head.dtype && wte->shape == head.shape && file.same_values(*wte, head);
   if (!tied)
-    throw RunError(fmt::format("tensor 'lm_head.weight' differs from the token embedding, {}, use a model with a tied head",
-                               file.path()));
+    throw RunError(fmt::format(
+        "tensor 'lm_head.weight' differs from the token embedding, {}, use a model with a tied head",
+        file.path()));
 }
 
 }  // namespace
@@ -194,10 +201,12 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
       continue;
     }
     const std::string name = entry.name.starts_with(prefix) ? entry.name.substr(prefix.size()) : "";
-    const bool known = std::any_of(parameters.begin(), parameters.end(), [&](const Parameter& p) { return p.name == name; });
+    const bool known =
+        std::any_of(parameters.begin(), parameters.end(), [&](const Parameter& p) { return p.name == name; });
     if (!known && !is_mask(name, parameters))
-      throw RunError(fmt::format("tensor {} is not part of this model, {}, use a file of the same model and size",
-                                 in_quotes(entry.name), file.path()));
+      throw RunError(
+          fmt::format("tensor {} is not part of this model, {}, use a file of the same model and size",
+                      in_quotes(entry.name), file.path()));
   }
   const int64_t positions_in_file = has_config(path) ? load_config(path).positions : 0;
   for (const Parameter& p : parameters) {
@@ -205,18 +214,22 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
     const auto* entry = file.find(prefix + p.name);
     const bool longer = p.role == Role::position && entry && entry->shape.size() == 2 &&
                         entry->shape[0] == positions_in_file && positions_in_file > p.shape[0];
-    if (longer) file.read_first_rows(prefix + p.name, to);
-    else file.read(prefix + p.name, to);
+    if (longer)
+      file.read_first_rows(prefix + p.name, to);
+    else
+      file.read(prefix + p.name, to);
   }
 }
 
 void load_optimizer(const std::string& folder, std::span<const NamedTensor> tensors) {
   const SafetensorsReader file(folder + "/" + kOptimizer);
   for (const SafetensorsReader::Entry& entry : file.entries()) {
-    const bool known = std::any_of(tensors.begin(), tensors.end(), [&](const NamedTensor& t) { return t.name == entry.name; });
+    const bool known = std::any_of(tensors.begin(), tensors.end(),
+                                   [&](const NamedTensor& t) { return t.name == entry.name; });
     if (!known)
-      throw RunError(fmt::format("tensor {} is not part of this optimizer, {}, resume with the rules of that run",
-                                 in_quotes(entry.name), file.path()));
+      throw RunError(
+          fmt::format("tensor {} is not part of this optimizer, {}, resume with the rules of that run",
+                      in_quotes(entry.name), file.path()));
   }
   for (const NamedTensor& tensor : tensors) file.read(tensor.name, tensor);
 }
@@ -229,33 +242,32 @@ Json load_state(const std::string& folder) {
   return json;
 }
 
-// ---- config.json ----------------------------------------------------------------------------------------------------
+// ---- config.json
 
 std::string gpt2_config_json(const ModelConfig& config, int32_t end_of_text) {
   const int64_t end = end_of_text >= 0 ? end_of_text : config.V - 1;
-  const nlohmann::ordered_json json = {
-      {"architectures", {"GPT2LMHeadModel"}},
-      {"model_type", "gpt2"},
-      {"_name_or_path", config.name},
-      {"n_layer", config.L},
-      {"n_head", config.NH},
-      {"n_embd", config.C},
-      {"n_positions", config.positions},
-      {"n_ctx", config.positions},
-      {"n_inner", nullptr},
-      {"vocab_size", config.V},
-      {"activation_function", "gelu_new"},   // tanh GELU
-      {"layer_norm_epsilon", 1e-5},
-      {"initializer_range", 0.02},
-      {"scale_attn_weights", true},
-      {"tie_word_embeddings", true},
-      {"embd_pdrop", 0.0},
-      {"attn_pdrop", 0.0},
-      {"resid_pdrop", 0.0},
-      {"use_cache", true},
-      {"bos_token_id", end},
-      {"eos_token_id", end},
-      {"torch_dtype", "float32"}};
+  const nlohmann::ordered_json json = {{"architectures", {"GPT2LMHeadModel"}},
+                                       {"model_type", "gpt2"},
+                                       {"_name_or_path", config.name},
+                                       {"n_layer", config.L},
+                                       {"n_head", config.NH},
+                                       {"n_embd", config.C},
+                                       {"n_positions", config.positions},
+                                       {"n_ctx", config.positions},
+                                       {"n_inner", nullptr},
+                                       {"vocab_size", config.V},
+                                       {"activation_function", "gelu_new"},  // tanh GELU
+                                       {"layer_norm_epsilon", 1e-5},
+                                       {"initializer_range", 0.02},
+                                       {"scale_attn_weights", true},
+                                       {"tie_word_embeddings", true},
+                                       {"embd_pdrop", 0.0},
+                                       {"attn_pdrop", 0.0},
+                                       {"resid_pdrop", 0.0},
+                                       {"use_cache", true},
+                                       {"bos_token_id", end},
+                                       {"eos_token_id", end},
+                                       {"torch_dtype", "float32"}};
   return json.dump(1) + "\n";
 }
 
@@ -264,9 +276,11 @@ namespace {
 /// The fields of a config.json, with errors that name them.
 class Fields {
  public:
-  Fields(const std::string& text, const std::string& path) : path_(path), json_(Json::parse(text, nullptr, false)) {
+  Fields(const std::string& text, const std::string& path)
+      : path_(path), json_(Json::parse(text, nullptr, false)) {
     if (!json_.is_object())
-      throw RunError(fmt::format("the model config is not a JSON object, {}, use an undamaged config.json", path));
+      throw RunError(
+          fmt::format("the model config is not a JSON object, {}, use an undamaged config.json", path));
   }
   bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
   int64_t integer(const char* key, uint64_t limit) const {
@@ -303,7 +317,7 @@ ModelConfig parse_gpt2_config(const std::string& text, const std::string& path) 
   fields.must_be("model_type", "gpt2");
   ModelConfig config;
   config.name = fields.text("_name_or_path", "gpt2");
-  if (in_quotes(config.name) != "'" + config.name + "'") config.name = "gpt2";   // it goes into messages
+  if (in_quotes(config.name) != "'" + config.name + "'") config.name = "gpt2";  // it goes into messages
   // The limits of --model: a damaged size must not become an attempt to allocate it.
   config.L = fields.integer("n_layer", 1000);
   config.NH = fields.integer("n_head", 1000);

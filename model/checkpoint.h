@@ -1,11 +1,14 @@
 // Checkpoints: OUT/checkpoints/step-00000500/ holds
-//   model.safetensors, config.json   the model, for GPT-2 in Hugging Face's names and layout (linear weights (in, out),
-//                                    no lm_head: tied), so that transformers' GPT2LMHeadModel loads the folder
+//   model.safetensors, config.json   the model, for GPT-2 in Hugging Face's names and layout (linear weights
+//   (in, out),
+//                                    no lm_head: tied), so that transformers' GPT2LMHeadModel loads the
+//                                    folder
 //   optimizer.safetensors            the optimizer's tensors, by name
 //   state.json                       step, data position and what else the caller wants back
 //   tokenizer.json                   when known
-// The folder is written as step-00000500.tmp, every file and the folder are synced, then it is renamed: what has the
-// name is complete. A crash at any moment leaves the older checkpoints and at most one .tmp, removed by the next save.
+// The folder is written as step-00000500.tmp, every file and the folder are synced, then it is renamed: what
+// has the name is complete. A crash at any moment leaves the older checkpoints and at most one .tmp, removed
+// by the next save.
 #pragma once
 
 #include <cstdint>
@@ -20,35 +23,37 @@
 #include "model/safetensors.h"
 
 struct CheckpointToSave {
-  std::string out;                               // OUT, the folder of the run
-  int64_t step;                                  // updates done
+  std::string out;  // OUT, the folder of the run
+  int64_t step;     // updates done
   const ModelConfig& config;
   const ParameterTable& parameters;
   std::span<const NamedTensor> optimizer;
-  const nlohmann::json& state;                   // state.json
-  std::string tokenizer = {};                    // text of tokenizer.json; "" for none
-  int32_t end_of_text = -1;                      // bos and eos id in config.json; -1 for V - 1
-  int64_t keep = 0;                              // remove older ones beyond this many; 0 keeps all
-  Existing existing = Existing::refuse;          // when this step has a checkpoint already
+  const nlohmann::json& state;           // state.json
+  std::string tokenizer = {};            // text of tokenizer.json; "" for none
+  int32_t end_of_text = -1;              // bos and eos id in config.json; -1 for V - 1
+  int64_t keep = 0;                      // remove older ones beyond this many; 0 keeps all
+  Existing existing = Existing::refuse;  // when this step has a checkpoint already
 };
 
 /// Writes one; returns its folder. RunError on a full disk or a taken name; then nothing older has changed.
 std::string save_checkpoint(const CheckpointToSave& what);
 
-/// The newest complete checkpoint under OUT, or nothing. Folders that are incomplete or damaged are passed over;
-/// `passed_over`, when given, receives one line about each.
-std::optional<std::string> newest_checkpoint(const std::string& out, std::vector<std::string>* passed_over = nullptr);
+/// The newest complete checkpoint under OUT, or nothing. Folders that are incomplete or damaged are passed
+/// over; `passed_over`, when given, receives one line about each.
+std::optional<std::string> newest_checkpoint(const std::string& out,
+                                             std::vector<std::string>* passed_over = nullptr);
 /// The step of a checkpoint folder, from its name.
 int64_t checkpoint_step(const std::string& folder);
 
-/// `path` below is a folder with model.safetensors, or a .safetensors file; config.json is looked for beside it.
+/// `path` below is a folder with model.safetensors, or a .safetensors file; config.json is looked for beside
+/// it.
 bool has_config(const std::string& path);
 /// Sizes from config.json. RunError names the file and the field: not GPT-2, another activation, untied, ...
 ModelConfig load_config(const std::string& path);
-/// Fills the values of `parameters` from GPT-2 weights in Hugging Face's layout. Accepts a "transformer." prefix, a
-/// tied lm_head.weight equal to wte.weight, and the mask buffers attn.bias and attn.masked_bias. When config.json
-/// says that the file has more positions than the table, the first ones are taken. Every missing, additional or
-/// mis-shaped tensor is a RunError that names file and tensor.
+/// Fills the values of `parameters` from GPT-2 weights in Hugging Face's layout. Accepts a "transformer."
+/// prefix, a tied lm_head.weight equal to wte.weight, and the mask buffers attn.bias and attn.masked_bias.
+/// When config.json says that the file has more positions than the table, the first ones are taken. Every
+/// missing, additional or mis-shaped tensor is a RunError that names file and tensor.
 void load_parameters(const std::string& path, ParameterTable& parameters);
 /// Fills tensors that the caller laid out (names, shapes) from optimizer.safetensors; the sets must be equal.
 void load_optimizer(const std::string& folder, std::span<const NamedTensor> tensors);

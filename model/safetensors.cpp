@@ -14,30 +14,35 @@ using Json = nlohmann::json;
 
 namespace {
 
-constexpr int64_t kMaxHeaderBytes = 100'000'000;   // the limit of the format's own library
+constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the limit of the format's own library
 
-// Bytes of one element, 0 for an unknown dtype. Tensors of dtypes that we do not read may still lie in a file.
+// Bytes of one element, 0 for an unknown dtype. Tensors of dtypes that we do not read may still lie in a
+// file.
 int64_t element_bytes(const std::string& dtype) {
   static const std::map<std::string, int64_t> kBytes = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},     {"I32", 4},     {"I16", 2},  {"I8", 1},
+      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},     {"I32", 4},     {"I16", 2}, {"I8", 1},
       {"U64", 8}, {"U32", 4}, {"U16", 2}, {"U8", 1},   {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"BOOL", 1}};
   const auto it = kBytes.find(dtype);
   return it == kBytes.end() ? 0 : it->second;
 }
 
-float from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+float from_bf16(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 // IEEE half precision; exact.
 float from_f16(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
   const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);   // infinity and NaN
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);  // infinity and NaN
   if (exponent != 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
-  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;   // zero and subnormals
+  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;  // zero and subnormals
   return sign ? -magnitude : magnitude;
 }
 
-std::string text_of(const std::vector<int64_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
+std::string text_of(const std::vector<int64_t>& shape) {
+  return fmt::format("({})", fmt::join(shape, ", "));
+}
 
 [[noreturn]] void fail_file(const std::string& what, const std::string& path) {
   throw RunError(fmt::format("{}, {}, use an undamaged .safetensors file", what, path));
@@ -72,28 +77,35 @@ SafetensorsReader::Entry parse_entry(const std::string& name, const Json& json, 
   const int64_t element = element_bytes(entry.dtype);
   if (element == 0) fail_tensor(name, fmt::format("has the unknown dtype {}", in_quotes(entry.dtype)), path);
   const std::vector<int64_t> offsets = integers("data_offsets");
-  if (offsets.size() != 2 || offsets[0] > offsets[1]) fail_tensor(name, "has data_offsets that are not [begin, end]", path);
+  if (offsets.size() != 2 || offsets[0] > offsets[1])
+    fail_tensor(name, "has data_offsets that are not [begin, end]", path);
   entry.begin = offsets[0], entry.end = offsets[1];
   int64_t bytes = element;
   for (const int64_t dim : entry.shape)
-    if (__builtin_mul_overflow(bytes, dim, &bytes)) fail_tensor(name, "has a shape too large for any file", path);
+    if (__builtin_mul_overflow(bytes, dim, &bytes))
+      fail_tensor(name, "has a shape too large for any file", path);
   if (bytes != entry.end - entry.begin)
-    fail_tensor(name, fmt::format("of shape {} and dtype {} needs {} bytes, but data_offsets give {}", text_of(entry.shape),
-                                  entry.dtype, bytes, entry.end - entry.begin),
+    fail_tensor(name,
+                fmt::format("of shape {} and dtype {} needs {} bytes, but data_offsets give {}",
+                            text_of(entry.shape), entry.dtype, bytes, entry.end - entry.begin),
                 path);
   return entry;
 }
 
 }  // namespace
 
-std::string SafetensorsReader::Entry::shape_text() const { return text_of(shape); }
+std::string SafetensorsReader::Entry::shape_text() const {
+  return text_of(shape);
+}
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : file_(path, "safetensors file") {
-  if (file_.size() < 8) fail_file(fmt::format("the file has {} bytes, fewer than a header", file_.size()), path);
+  if (file_.size() < 8)
+    fail_file(fmt::format("the file has {} bytes, fewer than a header", file_.size()), path);
   uint64_t length = 0;
   std::memcpy(&length, file_.data(), sizeof length);
   if (length > static_cast<uint64_t>(std::min(kMaxHeaderBytes, file_.size() - 8)))
-    fail_file(fmt::format("the header should have {} bytes, but the file has {}", length, file_.size()), path);
+    fail_file(fmt::format("the header should have {} bytes, but the file has {}", length, file_.size()),
+              path);
   parse(std::string(file_.data() + 8, length), 8 + static_cast<int64_t>(length));
 }
 
@@ -128,16 +140,18 @@ void SafetensorsReader::parse(const std::string& header, int64_t data_start) {
     }
   }
   // The values must fill the rest of the file without gaps or overlap: anything else is damage.
-  std::sort(entries_.begin(), entries_.end(),
-            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+  std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
   int64_t end = 0;
   for (Entry& entry : entries_) {
     if (entry.begin < end) fail_tensor(entry.name, "overlaps another one in data_offsets", path);
     if (entry.begin > end) fail_tensor(entry.name, "leaves a gap before it in data_offsets", path);
     end = entry.end;
     if (end > file_.size() - data_start)
-      fail_tensor(entry.name, fmt::format("ends at byte {} of the data, but the file is truncated to {}", end,
-                                          file_.size() - data_start),
+      fail_tensor(entry.name,
+                  fmt::format("ends at byte {} of the data, but the file is truncated to {}", end,
+                              file_.size() - data_start),
                   path);
     entry.begin += data_start, entry.end += data_start;
   }
@@ -154,7 +168,8 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
 namespace {
 
 std::vector<int64_t> shape_on_disk(const NamedTensor& tensor) {
-  expect(!tensor.transposed || tensor.value.shape.rank() == 2, "safetensors: only matrices can be transposed");
+  expect(!tensor.transposed || tensor.value.shape.rank() == 2,
+         "safetensors: only matrices can be transposed");
   std::vector<int64_t> shape;
   for (int i = 0; i < tensor.value.shape.rank(); ++i) shape.push_back(tensor.value.shape[i]);
   if (tensor.transposed) std::swap(shape[0], shape[1]);
@@ -163,13 +178,16 @@ std::vector<int64_t> shape_on_disk(const NamedTensor& tensor) {
 
 const SafetensorsReader::Entry& need(const SafetensorsReader& file, const std::string& name) {
   const auto* entry = file.find(name);
-  if (!entry) throw RunError(fmt::format("tensor {} is missing, {}, use a file of the same model", in_quotes(name), file.path()));
+  if (!entry)
+    throw RunError(
+        fmt::format("tensor {} is missing, {}, use a file of the same model", in_quotes(name), file.path()));
   return *entry;
 }
 
-[[noreturn]] void fail_shape(const SafetensorsReader::Entry& entry, const std::string& expected, const std::string& path) {
-  throw RunError(fmt::format("tensor {} has shape {}, not {}, {}, use a file of the same model", in_quotes(entry.name),
-                             entry.shape_text(), expected, path));
+[[noreturn]] void fail_shape(const SafetensorsReader::Entry& entry, const std::string& expected,
+                             const std::string& path) {
+  throw RunError(fmt::format("tensor {} has shape {}, not {}, {}, use a file of the same model",
+                             in_quotes(entry.name), entry.shape_text(), expected, path));
 }
 
 // to[i] = the i-th element after `from`, which may be unaligned.
@@ -226,20 +244,24 @@ void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
   if (f32 && entry.dtype == "F32") return convert<float>(from, to, to.value.f32(), same);
   if (f32 && entry.dtype == "F16") return convert<uint16_t>(from, to, to.value.f32(), from_f16);
   if (f32 && entry.dtype == "BF16") return convert<uint16_t>(from, to, to.value.f32(), from_bf16);
-  if (to.value.dtype == DType::i32 && entry.dtype == "I32") return convert<int32_t>(from, to, to.value.i32(), same);
+  if (to.value.dtype == DType::i32 && entry.dtype == "I32")
+    return convert<int32_t>(from, to, to.value.i32(), same);
   if (to.value.dtype == DType::bf16 && entry.dtype == "BF16")
     return convert<uint16_t>(from, to, static_cast<uint16_t*>(to.value.data), same);
-  throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}", in_quotes(entry.name), entry.dtype,
-                             path(), dtype_name(to.value.dtype)));
+  throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}", in_quotes(entry.name),
+                             entry.dtype, path(), dtype_name(to.value.dtype)));
 }
 
 namespace {
 
 const char* dtype_on_disk(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "F32";
-    case DType::bf16: return "BF16";
-    case DType::i32: return "I32";
+    case DType::f32:
+      return "F32";
+    case DType::bf16:
+      return "BF16";
+    case DType::i32:
+      return "I32";
   }
   throw std::logic_error("safetensors: unknown dtype");
 }
@@ -261,7 +283,8 @@ void write_transposed(FileWriter& file, const Value* from, int64_t rows, int64_t
   }
 }
 
-std::string make_header(std::span<const NamedTensor> tensors, const std::map<std::string, std::string>& metadata) {
+std::string make_header(std::span<const NamedTensor> tensors,
+                        const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   if (!metadata.empty()) json["__metadata__"] = metadata;
   int64_t offset = 0;
@@ -274,7 +297,7 @@ std::string make_header(std::span<const NamedTensor> tensors, const std::map<std
     offset = end;
   }
   std::string header = json.dump();
-  header.append((8 - header.size() % 8) % 8, ' ');   // so that the values start at a multiple of 8
+  header.append((8 - header.size() % 8) % 8, ' ');  // so that the values start at a multiple of 8
   return header;
 }
 
@@ -290,10 +313,14 @@ void write_safetensors(const std::string& path, std::span<const NamedTensor> ten
   for (const NamedTensor& tensor : tensors) {
     const Tensor& value = tensor.value;
     const int64_t rows = value.rows(), cols = value.cols();
-    if (!tensor.transposed) file.write(value.data, value.bytes());
-    else if (value.dtype == DType::f32) write_transposed(file, value.f32(), rows, cols);
-    else if (value.dtype == DType::i32) write_transposed(file, value.i32(), rows, cols);
-    else write_transposed(file, static_cast<const uint16_t*>(value.data), rows, cols);
+    if (!tensor.transposed)
+      file.write(value.data, value.bytes());
+    else if (value.dtype == DType::f32)
+      write_transposed(file, value.f32(), rows, cols);
+    else if (value.dtype == DType::i32)
+      write_transposed(file, value.i32(), rows, cols);
+    else
+      write_transposed(file, static_cast<const uint16_t*>(value.data), rows, cols);
   }
   file.commit();
 }

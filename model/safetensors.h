@@ -1,5 +1,5 @@
-// The safetensors format: a little-endian uint64 (length of the header), the header (JSON: name -> dtype, shape,
-// data_offsets; optional "__metadata__" of strings), then the values, row-major, little-endian.
+// The safetensors format: a little-endian uint64 (length of the header), the header (JSON: name -> dtype,
+// shape, data_offsets; optional "__metadata__" of strings), then the values, row-major, little-endian.
 // Source: github.com/huggingface/safetensors, "Format".
 #pragma once
 
@@ -15,19 +15,20 @@
 /// A tensor under a name, as optimizers and models hand them over. `value` must lie in the CPU's memory.
 struct NamedTensor {
   std::string name;
-  Tensor value;               // f32, bf16 or i32
-  bool transposed = false;    // on disk a matrix (rows, cols) becomes (cols, rows)
+  Tensor value;             // f32, bf16 or i32
+  bool transposed = false;  // on disk a matrix (rows, cols) becomes (cols, rows)
 };
 
-/// A file that is read in place. Everything in the header is checked when it is opened: RunError with file and tensor.
+/// A file that is read in place. Everything in the header is checked when it is opened: RunError with file
+/// and tensor.
 class SafetensorsReader {
  public:
   struct Entry {
     std::string name;
-    std::string dtype;              // "F32", "F16", "BF16", "I32", ...
+    std::string dtype;  // "F32", "F16", "BF16", "I32", ...
     std::vector<int64_t> shape;
-    int64_t begin, end;             // bytes in the file
-    std::string shape_text() const;   // "(4, 64)"
+    int64_t begin, end;              // bytes in the file
+    std::string shape_text() const;  // "(4, 64)"
   };
   explicit SafetensorsReader(const std::string& path);
 
@@ -36,9 +37,9 @@ class SafetensorsReader {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   /// Null when there is no tensor of this name.
   const Entry* find(const std::string& name) const;
-  /// Copies the tensor `from` into `to.value` (of any shape with the same rows and columns, transposed when `to` says
-  /// so), converting F32, F16 and BF16 to f32 (bf16 only from BF16, i32 only from I32). RunError names file and
-  /// tensor when it is missing or has another shape or dtype.
+  /// Copies the tensor `from` into `to.value` (of any shape with the same rows and columns, transposed when
+  /// `to` says so), converting F32, F16 and BF16 to f32 (bf16 only from BF16, i32 only from I32). RunError
+  /// names file and tensor when it is missing or has another shape or dtype.
   void read(const std::string& from, const NamedTensor& to) const;
   /// As above, for a tensor with more rows in the file: takes the first ones.
   void read_first_rows(const std::string& from, const NamedTensor& to) const;
@@ -49,13 +50,13 @@ class SafetensorsReader {
   void parse(const std::string& header, int64_t data_start);
   void copy(const Entry& entry, const NamedTensor& to) const;
   MappedFile file_;
-  std::vector<Entry> entries_;                  // in the order of the file
+  std::vector<Entry> entries_;  // in the order of the file
   std::map<std::string, size_t> by_name_;
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes a file atomically; a full disk is a RunError and leaves nothing under `path`. Values are written as they
-/// are, bit for bit.
+/// Writes a file atomically; a full disk is a RunError and leaves nothing under `path`. Values are written as
+/// they are, bit for bit.
 void write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
                        const std::map<std::string, std::string>& metadata = {{"format", "pt"}},
                        Existing existing = Existing::refuse);

@@ -9,14 +9,15 @@ double modular_norm(Context& ctx, std::span<const ModularTerm> weights) {
   double largest = 0;
   for (const ModularTerm& term : weights) {
     const double value = term.s * norm(ctx, term.norm, term.x, term.transposed);
-    if (!(value <= largest)) largest = value;   // a NaN gets through, and stays
+    if (!(value <= largest)) largest = value;  // a NaN gets through, and stays
   }
   return largest;
 }
 
 double modular_dual_norm(Context& ctx, std::span<const ModularTerm> gradients) {
   double sum = 0;
-  for (const ModularTerm& term : gradients) sum += dual_norm(ctx, term.norm, term.x, term.transposed) / term.s;
+  for (const ModularTerm& term : gradients)
+    sum += dual_norm(ctx, term.norm, term.x, term.transposed) / term.s;
   return sum;
 }
 

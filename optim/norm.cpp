@@ -18,17 +18,20 @@ struct NormRow {
   const char* name;
   Base base;
 };
-constexpr NormRow kNorms[] = {{"frobenius", Base::whole},       {"rms", Base::whole},
-                              {"l1-linf", Base::entries},       {"scaled-l1-linf", Base::entries},
-                              {"l2-l2", Base::spectral},        {"rms-rms", Base::spectral},
-                              {"l1-l2", Base::columns},         {"l1-rms", Base::columns},
-                              {"l2-linf", Base::rows},          {"rms-linf", Base::rows},
-                              {"l1-l1", Base::column_sums},     {"linf-linf", Base::row_sums}};
+constexpr NormRow kNorms[] = {
+    {"frobenius", Base::whole},        {"rms", Base::whole},         {"l1-linf", Base::entries},
+    {"scaled-l1-linf", Base::entries}, {"l2-l2", Base::spectral},    {"rms-rms", Base::spectral},
+    {"l1-l2", Base::columns},          {"l1-rms", Base::columns},    {"l2-linf", Base::rows},
+    {"rms-linf", Base::rows},          {"l1-l1", Base::column_sums}, {"linf-linf", Base::row_sums}};
 
-const NormRow& row_of(NormKind kind) { return kNorms[static_cast<size_t>(kind)]; }
+const NormRow& row_of(NormKind kind) {
+  return kNorms[static_cast<size_t>(kind)];
+}
 
 /// max that lets a NaN through.
-double larger(double a, double b) { return a > b || std::isnan(a) ? a : b; }
+double larger(double a, double b) {
+  return a > b || std::isnan(a) ? a : b;
+}
 
 /// (batch, rows, cols) of any legal tensor.
 Tensor as_batch(const Tensor& x) {
@@ -47,11 +50,16 @@ double scale_of(NormKind kind, const Tensor& batch, bool transposed) {
 Base in_storage(Base base, bool transposed) {
   if (!transposed) return base;
   switch (base) {
-    case Base::columns: return Base::rows;
-    case Base::rows: return Base::columns;
-    case Base::column_sums: return Base::row_sums;
-    case Base::row_sums: return Base::column_sums;
-    default: return base;
+    case Base::columns:
+      return Base::rows;
+    case Base::rows:
+      return Base::columns;
+    case Base::column_sums:
+      return Base::row_sums;
+    case Base::row_sums:
+      return Base::column_sums;
+    default:
+      return base;
   }
 }
 
@@ -89,8 +97,10 @@ double line_sums(const Tensor& x, bool by_rows, bool dual) {
 /// One matrix, without the factor of out and in.
 double base_value(Context& ctx, Base base, const Tensor& x, bool dual) {
   switch (base) {
-    case Base::whole: return std::sqrt(sum_of_squares(ctx, x));
-    case Base::entries: return dual ? sum_abs(ctx, x) : static_cast<double>(max_abs(ctx, x));
+    case Base::whole:
+      return std::sqrt(sum_of_squares(ctx, x));
+    case Base::entries:
+      return dual ? sum_abs(ctx, x) : static_cast<double>(max_abs(ctx, x));
     case Base::spectral: {
       Scratch::Frame frame(ctx.scratch);
       const int64_t count = std::min(x.rows(), x.cols());
@@ -99,14 +109,17 @@ double base_value(Context& ctx, Base base, const Tensor& x, bool dual) {
       return combine(values, dual);
     }
     case Base::columns:
-    case Base::rows: return lines(ctx, x, base == Base::rows, dual);
+    case Base::rows:
+      return lines(ctx, x, base == Base::rows, dual);
     case Base::column_sums:
-    case Base::row_sums: return line_sums(x, base == Base::row_sums, dual);
+    case Base::row_sums:
+      return line_sums(x, base == Base::row_sums, dual);
   }
   return 0;
 }
 
-void values_of(Context& ctx, NormKind kind, const Tensor& x, bool transposed, bool dual, std::span<double> values) {
+void values_of(Context& ctx, NormKind kind, const Tensor& x, bool transposed, bool dual,
+               std::span<double> values) {
   const Tensor batch = as_batch(x);
   expect(static_cast<int64_t>(values.size()) == batch.shape[0], "norms: need one value for each matrix");
   const Base base = in_storage(row_of(kind).base, transposed);
@@ -117,7 +130,8 @@ void values_of(Context& ctx, NormKind kind, const Tensor& x, bool transposed, bo
   }
 }
 
-/// One-hot dual vectors of l1-l1 and linf-linf: per line, `scale` sign(g) where |g| is largest. A NaN takes its line.
+/// One-hot dual vectors of l1-l1 and linf-linf: per line, `scale` sign(g) where |g| is largest. A NaN takes
+/// its line.
 void dualize_line_sums(const Tensor& out, const Tensor& g, bool by_rows) {
   const int64_t count = by_rows ? g.rows() : g.cols(), length = g.size() / std::max<int64_t>(count, 1);
   for (int64_t line = 0; line < count; ++line) {
@@ -125,7 +139,8 @@ void dualize_line_sums(const Tensor& out, const Tensor& g, bool by_rows) {
     int64_t best = 0;
     for (int64_t i = 1; i < length; ++i) {
       const float entry = g.f32()[at(i)], so_far = g.f32()[at(best)];
-      if (!std::isnan(so_far) && !(std::fabs(entry) <= std::fabs(so_far))) best = i;   // a NaN is larger than all
+      if (!std::isnan(so_far) && !(std::fabs(entry) <= std::fabs(so_far)))
+        best = i;  // a NaN is larger than all
     }
     const float value = g.f32()[at(best)];
     for (int64_t i = 0; i < length; ++i) out.f32()[at(i)] = std::isnan(value) ? value : 0.0f;
@@ -164,7 +179,9 @@ std::span<const char* const> norm_names() {
   return names;
 }
 
-const char* norm_name(NormKind kind) { return row_of(kind).name; }
+const char* norm_name(NormKind kind) {
+  return row_of(kind).name;
+}
 
 NormKind norm_kind(const char* name) {
   for (size_t i = 0; i < std::size(kNorms); ++i)
@@ -175,12 +192,18 @@ NormKind norm_kind(const char* name) {
 double norm_scale(NormKind kind, int64_t out, int64_t in) {
   const double o = static_cast<double>(out), i = static_cast<double>(in);
   switch (kind) {
-    case NormKind::rms: return std::sqrt(o * i);
-    case NormKind::scaled_l1_linf: return 1 / i;
-    case NormKind::rms_rms: return std::sqrt(o / i);
-    case NormKind::l1_rms: return std::sqrt(o);
-    case NormKind::rms_linf: return 1 / std::sqrt(i);
-    default: return 1;
+    case NormKind::rms:
+      return std::sqrt(o * i);
+    case NormKind::scaled_l1_linf:
+      return 1 / i;
+    case NormKind::rms_rms:
+      return std::sqrt(o / i);
+    case NormKind::l1_rms:
+      return std::sqrt(o);
+    case NormKind::rms_linf:
+      return 1 / std::sqrt(i);
+    default:
+      return 1;
   }
 }
 
@@ -211,7 +234,8 @@ void dualize(Context& ctx, const Dualize& args) {
   const int64_t batch = g.shape[0], rows = g.shape[1], cols = g.shape[2];
   const Base base = in_storage(row_of(args.norm).base, args.transposed);
   switch (base) {
-    case Base::whole: return unit_rows(ctx, out.view({batch, rows * cols}), g.view({batch, rows * cols}), scale);
+    case Base::whole:
+      return unit_rows(ctx, out.view({batch, rows * cols}), g.view({batch, rows * cols}), scale);
     case Base::entries:
       sign(ctx, {.u = out, .x = g});
       return copy_scaled(ctx, out, out, scale);
@@ -219,7 +243,8 @@ void dualize(Context& ctx, const Dualize& args) {
       copy_scaled(ctx, out, g, 1);
       polar(ctx, {.x = out, .method = args.polar, .steps = args.polar_steps});
       return copy_scaled(ctx, out, out, scale);
-    case Base::rows: return unit_rows(ctx, out.view({batch * rows, cols}), g.view({batch * rows, cols}), scale);
+    case Base::rows:
+      return unit_rows(ctx, out.view({batch * rows, cols}), g.view({batch * rows, cols}), scale);
     case Base::columns:
       for (int64_t i = 0; i < batch; ++i) unit_columns(ctx, out[i], g[i], scale);
       return;
@@ -240,7 +265,9 @@ int64_t norm_scratch_bytes(NormKind kind, const Shape& shape, PolarMethod method
       return std::max(svd_scratch_bytes(rows, cols) + 8 * std::min(rows, cols) + 64,
                       polar_scratch_bytes({batch, rows, cols}, method));
     case Base::columns:
-    case Base::rows: return line_values + col_norms_scratch_bytes(cols) + 64;
-    default: return line_values;
+    case Base::rows:
+      return line_values + col_norms_scratch_bytes(cols) + 64;
+    default:
+      return line_values;
   }
 }

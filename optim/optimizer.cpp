@@ -13,9 +13,9 @@
 struct Optimizer::Row {
   Parameter* parameter;
   const Rule* rule;
-  std::vector<StateSpec> specs;      // per block
-  std::vector<Tensor> state = {};    // of the whole parameter: the blocks' states stacked
-  size_t batch = 0;                  // where its blocks are
+  std::vector<StateSpec> specs;    // per block
+  std::vector<Tensor> state = {};  // of the whole parameter: the blocks' states stacked
+  size_t batch = 0;                // where its blocks are
 };
 
 struct Optimizer::Batch {
@@ -24,7 +24,9 @@ struct Optimizer::Batch {
 };
 
 namespace {
-std::string option_of(Role role) { return fmt::format("--{}", role_name(role)); }
+std::string option_of(Role role) {
+  return fmt::format("--{}", role_name(role));
+}
 
 /// The shape of one of the parameter's blocks.
 Shape block_shape(const Parameter& p) {
@@ -36,9 +38,12 @@ Shape block_shape(const Parameter& p) {
 /// `count` blocks of this shape, one below the other.
 Shape stacked(const Shape& block, int count) {
   switch (block.rank()) {
-    case 0: return {count};
-    case 1: return {block[0] * count};
-    default: return {block[0] * count, block[1]};
+    case 0:
+      return {count};
+    case 1:
+      return {block[0] * count};
+    default:
+      return {block[0] * count, block[1]};
   }
 }
 
@@ -59,25 +64,26 @@ Optimizer::Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions
                                    option_of(p.role)));
     const Rule* rule = found->second.get();
     if (rule->matrices_only() && !p.is_matrix())
-      throw UsageError(fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign or signum",
-                                   options_.rules.at(p.role), p.name, option_of(p.role)));
+      throw UsageError(
+          fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign or signum",
+                      options_.rules.at(p.role), p.name, option_of(p.role)));
     rows_.push_back({.parameter = &p, .rule = rule, .specs = rule->state(block_shape(p))});
   }
-  for (Row& row : rows_) {   // rows_ no longer grows: the arena may keep pointers to its tensors
+  for (Row& row : rows_) {  // rows_ no longer grows: the arena may keep pointers to its tensors
     row.state.resize(row.specs.size());
     for (size_t i = 0; i < row.specs.size(); ++i)
       arena_.add(&row.state[i], stacked(row.specs[i].shape, row.parameter->matrices));
     row.batch = batch_for(row);
     auto& blocks = batches_[row.batch].group.blocks;
-    blocks.resize(blocks.size() + static_cast<size_t>(row.parameter->matrices));   // filled by allocate()
+    blocks.resize(blocks.size() + static_cast<size_t>(row.parameter->matrices));  // filled by allocate()
   }
 }
 
 Optimizer::~Optimizer() = default;
 
 size_t Optimizer::batch_for(const Row& row) {
-  const Group group{.shape = block_shape(*row.parameter), .transposed = row.parameter->stored_transposed(),
-                    .blocks = {}};
+  const Group group{
+      .shape = block_shape(*row.parameter), .transposed = row.parameter->stored_transposed(), .blocks = {}};
   for (size_t i = 0; i < batches_.size(); ++i)
     if (batches_[i].rule == row.rule && batches_[i].group.shape == group.shape &&
         batches_[i].group.transposed == group.transposed)
@@ -100,7 +106,8 @@ void Optimizer::allocate() {
     const Parameter& p = *row.parameter;
     expect(p.value && p.grad, "optimizer: allocate the parameter table with gradients first");
     for (int i = 0; i < p.matrices; ++i) {
-      Block block{.weight = block_of(p.value, i, p.matrices), .grad = block_of(p.grad, i, p.matrices), .state = {}};
+      Block block{
+          .weight = block_of(p.value, i, p.matrices), .grad = block_of(p.grad, i, p.matrices), .state = {}};
       for (size_t k = 0; k < row.state.size(); ++k)
         block.state.push_back(block_of(row.state[k], i, p.matrices).view(row.specs[k].shape));
       batches_[row.batch].group.blocks.push_back(block);
@@ -115,9 +122,8 @@ StepReport Optimizer::step(int64_t t, int64_t total) {
     report.clip_scale = options_.grad_clip / report.grad_norm;
   const double multiplier = options_.schedule.multiplier(t, total);
   const bool by_sharpness = options_.sharpness > 0;
-  const double dual = directions({.t = t + 1,
-                                  .grad_scale = static_cast<float>(report.clip_scale),
-                                  .want_dual = by_sharpness});
+  const double dual = directions(
+      {.t = t + 1, .grad_scale = static_cast<float>(report.clip_scale), .want_dual = by_sharpness});
   const double eta = by_sharpness ? steepest_step(dual, options_.sharpness) : 0;
   for (const Row& row : rows_) apply(row, multiplier * (by_sharpness ? eta : row.rule->lr()));
   const auto hidden = rules_.find(Role::hidden);
@@ -130,8 +136,9 @@ double Optimizer::gradient_norm(int64_t t) const {
   for (const Row& row : rows_) {
     const double squares = sum_of_squares(ctx_, row.parameter->grad);
     if (!std::isfinite(squares))
-      throw RunError(fmt::format("the gradient of {} is not finite, step {}, lower the learning rate or clip gradients",
-                                 row.parameter->name, t));
+      throw RunError(
+          fmt::format("the gradient of {} is not finite, step {}, lower the learning rate or clip gradients",
+                      row.parameter->name, t));
     sum += squares;
   }
   return std::sqrt(sum);
@@ -139,7 +146,8 @@ double Optimizer::gradient_norm(int64_t t) const {
 
 double Optimizer::directions(const RuleStep& step) {
   double dual = 0;
-  for (Batch& batch : batches_) dual += batch.rule->direction(ctx_, batch.group, step) / batch.rule->sensitivity();
+  for (Batch& batch : batches_)
+    dual += batch.rule->direction(ctx_, batch.group, step) / batch.rule->sensitivity();
   return dual;
 }
 

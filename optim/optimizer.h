@@ -1,10 +1,12 @@
 // The optimizer: gives every tensor of the parameter table a rule by its role, and makes the steps.
 //
 // One step, with gradients in Parameter::grad:
-//   1. ||g||_2 over all tensors. A tensor that is not finite: RunError naming it, before anything has changed.
+//   1. ||g||_2 over all tensors. A tensor that is not finite: RunError naming it, before anything has
+//   changed.
 //   2. Clipping: all gradients times min(1, grad_clip / ||g||_2), folded into what comes next.
 //   3. Every group of equal blocks: its rule replaces gradients by update directions u (rule.h).
-//   4. W <- W - lr wd W - (lr / s) u for every tensor, where lr is the schedule's multiplier times the rule's lr;
+//   4. W <- W - lr wd W - (lr / s) u for every tensor, where lr is the schedule's multiplier times the rule's
+//   lr;
 //      or, with a sharpness (Proposition 7, modular.h), one eta for all in the place of lr.
 // Afterwards Parameter::grad holds the directions; the caller clears it before the next backward pass.
 //
@@ -23,27 +25,28 @@
 #include "optim/schedule.h"
 
 struct OptimizerOptions {
-  std::map<Role, std::string> rules;   // role -> "NAME:key=value,..."; a role that the model has must be present
+  std::map<Role, std::string>
+      rules;  // role -> "NAME:key=value,..."; a role that the model has must be present
   Schedule schedule = {};
-  double grad_clip = 0;                // largest global gradient norm; 0: no clipping
-  double sharpness = 0;                // lambda of Proposition 7; 0: the step size is each rule's lr. When > 0 the
-                                       // rules' lr are not used: eta comes from the dual norms of the gradient
+  double grad_clip = 0;  // largest global gradient norm; 0: no clipping
+  double sharpness = 0;  // lambda of Proposition 7; 0: the step size is each rule's lr. When > 0 the
+                         // rules' lr are not used: eta comes from the dual norms of the gradient
 };
 
 /// What a step did, for the log.
 struct StepReport {
-  double grad_norm = 0;    // ||g||_2 over all tensors, before clipping
-  double clip_scale = 1;   // what gradients were multiplied by
-  double lr = 0;           // the hidden rule's lr after the schedule, or eta under sharpness
+  double grad_norm = 0;   // ||g||_2 over all tensors, before clipping
+  double clip_scale = 1;  // what gradients were multiplied by
+  double lr = 0;          // the hidden rule's lr after the schedule, or eta under sharpness
 };
 
 /// How one parameter is updated, for `info`.
 struct RowInfo {
   std::string parameter;
   Role role;
-  std::string rule;        // what the user wrote, "muon:lr=0.02"
-  std::string norm;        // "RMS->RMS"
-  int matrices;            // blocks that the rule sees
+  std::string rule;  // what the user wrote, "muon:lr=0.02"
+  std::string norm;  // "RMS->RMS"
+  int matrices;      // blocks that the rule sees
   double lr;
   double weight_decay;
   double sensitivity;
@@ -52,8 +55,8 @@ struct RowInfo {
 
 class Optimizer {
  public:
-  /// Assigns rules; no memory yet. Throws UsageError for a bad rule, a missing role, or a rule that needs matrices
-  /// given to vectors. `table` must outlive the optimizer.
+  /// Assigns rules; no memory yet. Throws UsageError for a bad rule, a missing role, or a rule that needs
+  /// matrices given to vectors. `table` must outlive the optimizer.
   Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions& options);
   ~Optimizer();
 
@@ -70,8 +73,8 @@ class Optimizer {
   std::vector<RowInfo> describe() const;
 
  private:
-  struct Row;                          // one parameter: its rule and state
-  struct Batch;                        // one Group and the rule that it is under
+  struct Row;    // one parameter: its rule and state
+  struct Batch;  // one Group and the rule that it is under
   size_t batch_for(const Row& row);
   double gradient_norm(int64_t t) const;
   double directions(const RuleStep& step);

@@ -14,37 +14,41 @@ namespace {
 constexpr Quintic kKeller[] = {{3.4445, -4.7750, 2.0315}};
 constexpr Quintic kCubic[] = {{1.5, -0.5, 0}};
 constexpr Quintic kConvergent[] = {{2, -1.5, 0.5}};
-constexpr Quintic kHybrid[] = {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-                               {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-                               {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {2, -1.5, 0.5}};
+constexpr Quintic kHybrid[] = {
+    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
+    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
+    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {2, -1.5, 0.5}};
 constexpr Quintic kPolarExpress[] = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
                                      {4.042929935166739, -2.808917465908714, 0.5000178451051316},
                                      {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
                                      {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
                                      {2.3465413258596377, -1.7097828382687081, 0.42323551169305323}};
-constexpr Quintic thousandths(double a, double b, double c) { return {a / 1024, b / 1024, c / 1024}; }
+constexpr Quintic thousandths(double a, double b, double c) {
+  return {a / 1024, b / 1024, c / 1024};
+}
 constexpr Quintic kModula[] = {thousandths(3955, -8306, 5008), thousandths(3735, -6681, 3463),
                                thousandths(3799, -6499, 3211), thousandths(4019, -6385, 2906),
                                thousandths(2677, -3029, 1162), thousandths(2172, -1833, 682)};
 
-constexpr PolarSchedule kSchedules[] = {{"svd", {}, 0},
-                                        {"keller5", kKeller, 5},
-                                        {"polar-express", kPolarExpress, 5, 1.02},
-                                        {"cubic", kCubic, 20},
-                                        {"quintic12", kConvergent, 12},
-                                        {"hybrid", kHybrid, 10},
-                                        {"modula6", kModula, 6}};
+constexpr PolarSchedule kSchedules[] = {
+    {"svd", {}, 0},         {"keller5", kKeller, 5},        {"polar-express", kPolarExpress, 5, 1.02},
+    {"cubic", kCubic, 20},  {"quintic12", kConvergent, 12}, {"hybrid", kHybrid, 10},
+    {"modula6", kModula, 6}};
 
-constexpr int64_t kBatchBytes = int64_t{16} << 20;   // scratch of the matrices that are iterated together
+constexpr int64_t kBatchBytes = int64_t{16} << 20;  // scratch of the matrices that are iterated together
 }  // namespace
 
 const Quintic& PolarSchedule::at(int step) const {
   return steps[std::min(static_cast<size_t>(step), steps.size() - 1)];
 }
 
-std::span<const PolarSchedule> polar_schedules() { return kSchedules; }
+std::span<const PolarSchedule> polar_schedules() {
+  return kSchedules;
+}
 
-const PolarSchedule& polar_schedule(PolarMethod method) { return kSchedules[static_cast<size_t>(method)]; }
+const PolarSchedule& polar_schedule(PolarMethod method) {
+  return kSchedules[static_cast<size_t>(method)];
+}
 
 std::span<const char* const> polar_names() {
   static constexpr auto kNames = [] {
@@ -60,15 +64,16 @@ namespace {
 struct Plan {
   const PolarSchedule& schedule;
   int steps;
-  bool tall;         // rows > cols: multiply from the right
-  int64_t n, m;      // the smaller and the larger side
-  bool gram;         // iterate on the Gram matrix
-  int64_t at_once;   // matrices iterated together
+  bool tall;        // rows > cols: multiply from the right
+  int64_t n, m;     // the smaller and the larger side
+  bool gram;        // iterate on the Gram matrix
+  int64_t at_once;  // matrices iterated together
 };
 
-/// Into how many runs the steps are cut, each with a fresh X and R = X X^T. Rounding leaves an error near 1e-7 in R, which
-/// every step of a run but the last multiplies by up to the square of its slope at 0. Up to a gain of 150, about 1e-3
-/// of that reaches the result, and only in directions whose singular value was nearly 0.
+/// Into how many runs the steps are cut, each with a fresh X and R = X X^T. Rounding leaves an error near
+/// 1e-7 in R, which every step of a run but the last multiplies by up to the square of its slope at 0. Up to
+/// a gain of 150, about 1e-3 of that reaches the result, and only in directions whose singular value was
+/// nearly 0.
 int gram_runs(const PolarSchedule& schedule, int steps) {
   int runs = 1;
   double gain = 1;
@@ -80,8 +85,8 @@ int gram_runs(const PolarSchedule& schedule, int steps) {
   return runs;
 }
 
-/// T steps on one Gram matrix cost 3 m n^2 + (4 T - 3) n^3 multiply-adds (symmetric products at half price), T steps on
-/// X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on.
+/// T steps on one Gram matrix cost 3 m n^2 + (4 T - 3) n^3 multiply-adds (symmetric products at half price),
+/// T steps on X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on.
 bool prefer_gram(const PolarSchedule& schedule, int steps, int64_t n, int64_t m) {
   return 2 * m >= 3 * n && steps >= 2 * gram_runs(schedule, steps);
 }
@@ -102,8 +107,8 @@ Plan make_plan(const Shape& shape, PolarMethod method, int steps) {
 }
 
 /// y = a x + small x, or a x + x small for tall x: one product applies the polynomial.
-void apply_small(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& small, const Tensor& x, double scale,
-                 double a) {
+void apply_small(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& small, const Tensor& x,
+                 double scale, double a) {
   batched_matmul(ctx, {.c = y,
                        .a = plan.tall ? x : small,
                        .b = plan.tall ? small : x,
@@ -114,14 +119,20 @@ void apply_small(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& 
 
 /// gram = x x^T, or x^T x for tall x.
 void gram_of(Context& ctx, const Plan& plan, const Tensor& gram, const Tensor& x) {
-  batched_matmul(ctx, {.c = gram, .a = x, .b = x, .transpose_a = plan.tall, .transpose_b = !plan.tall,
-                       .symmetric = true});
+  batched_matmul(
+      ctx,
+      {.c = gram, .a = x, .b = x, .transpose_a = plan.tall, .transpose_b = !plan.tall, .symmetric = true});
 }
 
 /// small = b r + c r^2
 void polynomial(Context& ctx, const Quintic& step, const Tensor& small, const Tensor& r) {
-  batched_matmul(ctx, {.c = small, .a = r, .b = r, .addend = r, .alpha = static_cast<float>(step.c),
-                       .beta = static_cast<float>(step.b), .symmetric = true});
+  batched_matmul(ctx, {.c = small,
+                       .a = r,
+                       .b = r,
+                       .addend = r,
+                       .alpha = static_cast<float>(step.c),
+                       .beta = static_cast<float>(step.b),
+                       .symmetric = true});
 }
 
 /// y = x / (safety ||x||_F) for every matrix.
@@ -130,8 +141,11 @@ void normalize(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& x)
   const Shape flat{x.shape[0], x.shape[1] * x.shape[2]};
   const Tensor norms = frame.tensor({x.shape[0]});
   row_norms(ctx, {.norms = norms, .x = x.view(flat)});
-  scale_rows(ctx, {.y = y.view(flat), .x = x.view(flat), .scales = norms,
-                   .factor = static_cast<float>(1 / plan.schedule.safety), .divide = true});
+  scale_rows(ctx, {.y = y.view(flat),
+                   .x = x.view(flat),
+                   .scales = norms,
+                   .factor = static_cast<float>(1 / plan.schedule.safety),
+                   .divide = true});
 }
 
 /// The iteration on X itself, from x back to x through a second buffer.
@@ -141,7 +155,7 @@ void plain(Context& ctx, const Plan& plan, const Tensor& x) {
   const Tensor a = frame.tensor({batch, plan.n, plan.n});
   const Tensor b = frame.tensor({batch, plan.n, plan.n});
   Tensor from = frame.tensor(x.shape), to = x;
-  if (plan.steps % 2 == 0) std::swap(from, to);   // so that the last step lands in x
+  if (plan.steps % 2 == 0) std::swap(from, to);  // so that the last step lands in x
   normalize(ctx, plan, from, x);
   for (int k = 0; k < plan.steps; ++k) {
     const Quintic& step = plan.schedule.at(k);
@@ -156,15 +170,16 @@ void plain(Context& ctx, const Plan& plan, const Tensor& x) {
   }
 }
 
-/// q = the product of the polynomials a I + b R + c R^2 of steps [first, last), where r = R at the first and is used up.
-/// R and all polynomials of it commute and are symmetric. q, z and t are workspace; returns the one that holds q.
-Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, const Tensor& r, Tensor z, Tensor q,
-                       Tensor t) {
+/// q = the product of the polynomials a I + b R + c R^2 of steps [first, last), where r = R at the first and
+/// is used up. R and all polynomials of it commute and are symmetric. q, z and t are workspace; returns the
+/// one that holds q.
+Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, const Tensor& r, Tensor z,
+                       Tensor q, Tensor t) {
   for (int k = first; k < last; ++k) {
     const Quintic& step = plan.schedule.at(k);
     polynomial(ctx, step, z, r);
     add_diagonal(ctx, {.x = z, .value = static_cast<float>(step.a)});
-    if (k + 1 < last) {   // R of the next X: Z R Z
+    if (k + 1 < last) {  // R of the next X: Z R Z
       batched_matmul(ctx, {.c = t, .a = r, .b = z, .symmetric = true});
       batched_matmul(ctx, {.c = r, .a = t, .b = z, .symmetric = true});
     }
@@ -182,10 +197,11 @@ Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, cons
 void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
   const Shape small{x.shape[0], plan.n, plan.n};
-  const Tensor r = frame.tensor(small), z = frame.tensor(small), q = frame.tensor(small), t = frame.tensor(small);
+  const Tensor r = frame.tensor(small), z = frame.tensor(small), q = frame.tensor(small),
+               t = frame.tensor(small);
   Tensor from = frame.tensor(x.shape), to = x;
   const int runs = gram_runs(plan.schedule, plan.steps);
-  if (runs % 2 == 0) std::swap(from, to);   // so that the last run lands in x
+  if (runs % 2 == 0) std::swap(from, to);  // so that the last run lands in x
   normalize(ctx, plan, from, x);
   for (int run = 0; run < runs; ++run) {
     const int first = plan.steps * run / runs, last = plan.steps * (run + 1) / runs;
@@ -215,5 +231,5 @@ int64_t polar_scratch_bytes(const Shape& shape, PolarMethod method, int steps) {
   if (method == PolarMethod::svd) return svd_scratch_bytes(shape[1], shape[2]);
   const Plan plan = make_plan(shape, method, steps);
   const int64_t floats = (plan.gram ? 4 : 2) * plan.n * plan.n + plan.n * plan.m + 1;
-  return 4 * plan.at_once * floats + 6 * 64;   // arrays begin at multiples of 64 bytes
+  return 4 * plan.at_once * floats + 6 * 64;  // arrays begin at multiples of 64 bytes
 }

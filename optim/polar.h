@@ -1,27 +1,29 @@
-// Polar factors. For X = U S V^T the polar factor is U V^T: X with all its singular values set to 1, the dual vector
-// of the spectral norm and the semi-orthogonal matrix closest to X (Propositions 4 and 5 of arXiv 2409.20325).
+// Polar factors. For X = U S V^T the polar factor is U V^T: X with all its singular values set to 1, the dual
+// vector of the spectral norm and the semi-orthogonal matrix closest to X (Propositions 4 and 5 of arXiv
+// 2409.20325).
 //
 // Newton-Schulz: divide X by (safety ||X||_F), so that singular values lie in (0, 1]; then repeat
 //
-//   A = X X^T,   X <- a X + (b A + c A^2) X          on the smaller side: X^T X from the right when rows > cols
+//   A = X X^T,   X <- a X + (b A + c A^2) X          on the smaller side: X^T X from the right when rows >
+//   cols
 //
-// which applies p(x) = a x + b x^3 + c x^5 to every singular value and leaves U and V alone. The methods differ in
-// (a, b, c) per step. Cubic steps converge to 1 from anywhere in (0, sqrt 3); Keller's and Polar Express are fast and
-// stop near 1 (see polar_schedules). For clearly rectangular matrices the same polynomial runs on the small Gram
-// matrix ("Gram Newton-Schulz"):
+// which applies p(x) = a x + b x^3 + c x^5 to every singular value and leaves U and V alone. The methods
+// differ in (a, b, c) per step. Cubic steps converge to 1 from anywhere in (0, sqrt 3); Keller's and Polar
+// Express are fast and stop near 1 (see polar_schedules). For clearly rectangular matrices the same
+// polynomial runs on the small Gram matrix ("Gram Newton-Schulz"):
 //
 //   R = X X^T, Q = I;   Z = a I + b R + c R^2,  Q <- Z Q,  R <- R Z^2;   at the end X <- Q X
 //
-// where everything but the first and the last product is small and symmetric. Rounding grows faster there, so X and R
-// are formed anew after a few steps: see gram_runs in polar.cpp.
+// where everything but the first and the last product is small and symmetric. Rounding grows faster there, so
+// X and R are formed anew after a few steps: see gram_runs in polar.cpp.
 //
-// Every matrix of a batch is treated alone: its result does not depend on the others. Zero gives zero, c X gives the
-// same as X for c > 0 (no eps: a zero norm divides to zero), a NaN spreads over its whole matrix. float32;
-// deterministic for a given number of threads.
+// Every matrix of a batch is treated alone: its result does not depend on the others. Zero gives zero, c X
+// gives the same as X for c > 0 (no eps: a zero norm divides to zero), a NaN spreads over its whole matrix.
+// float32; deterministic for a given number of threads.
 //
-// Sources: Newton-Schulz: Higham, Functions of Matrices, eq. 5.22. keller5: K. Jordan, "Muon". polar-express: Amsel et
-// al., arXiv 2505.16932. modula6: Bernstein, "Newton-Schulz" of the modula documentation. quintic12: the optimization
-// benchmark of modded-nanogpt. hybrid: eight of Keller's steps and two convergent ones.
+// Sources: Newton-Schulz: Higham, Functions of Matrices, eq. 5.22. keller5: K. Jordan, "Muon". polar-express:
+// Amsel et al., arXiv 2505.16932. modula6: Bernstein, "Newton-Schulz" of the modula documentation. quintic12:
+// the optimization benchmark of modded-nanogpt. hybrid: eight of Keller's steps and two convergent ones.
 #pragma once
 
 #include <cstdint>
@@ -39,10 +41,10 @@ struct Quintic {
 
 /// One row of the table of methods.
 struct PolarSchedule {
-  const char* name;                  // what users write: "keller5"
-  std::span<const Quintic> steps;    // the last one repeats when more are asked for; empty for svd
-  int default_steps;                 // 0 for svd
-  double safety = 1;                 // divides by safety * ||X||_F
+  const char* name;                // what users write: "keller5"
+  std::span<const Quintic> steps;  // the last one repeats when more are asked for; empty for svd
+  int default_steps;               // 0 for svd
+  double safety = 1;               // divides by safety * ||X||_F
 
   const Quintic& at(int step) const;
 };
@@ -53,9 +55,9 @@ const PolarSchedule& polar_schedule(PolarMethod method);
 std::span<const char* const> polar_names();
 
 struct Polar {
-  Tensor x;                          // (batch, rows, cols), replaced by the polar factors
+  Tensor x;  // (batch, rows, cols), replaced by the polar factors
   PolarMethod method;
-  int steps = 0;                     // 0: the method's own number
+  int steps = 0;  // 0: the method's own number
 };
 
 /// Replaces every matrix of the batch by its polar factor.

@@ -40,7 +40,9 @@ constexpr Recipe kRecipes[] = {
 };
 }  // namespace
 
-std::span<const Recipe> recipe_table() { return kRecipes; }
+std::span<const Recipe> recipe_table() {
+  return kRecipes;
+}
 
 OptimizerOptions recipe_options(const std::string& name) {
   std::vector<std::string> names;

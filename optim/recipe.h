@@ -9,18 +9,19 @@
 /// One row of the table of recipes.
 struct Recipe {
   const char* name;
-  const char* help;         // one line
-  const char* hidden;       // rule texts per role
+  const char* help;    // one line
+  const char* hidden;  // rule texts per role
   const char* embedding;
   const char* position;
   const char* head;
   const char* vector;
   const char* scalar;
-  const char* schedule;     // schedule text
-  double grad_clip;         // 0: none
+  const char* schedule;  // schedule text
+  double grad_clip;      // 0: none
 };
 
 /// The default comes first.
 std::span<const Recipe> recipe_table();
-/// The options of recipe `name`; the caller then overrides what the user chose. Throws UsageError with the names.
+/// The options of recipe `name`; the caller then overrides what the user chose. Throws UsageError with the
+/// names.
 OptimizerOptions recipe_options(const std::string& name);

@@ -27,7 +27,9 @@ constexpr RuleEntry kRules[] = {
 };
 }  // namespace
 
-std::span<const RuleEntry> rule_table() { return kRules; }
+std::span<const RuleEntry> rule_table() {
+  return kRules;
+}
 
 std::unique_ptr<Rule> make_rule(const std::string& option, const std::string& text) {
   Keyed keys(option, text);
@@ -48,7 +50,9 @@ Rule::Rule(Keyed& keys, double default_lr)
       sensitivity_(keys.number("s", 1, 1e-9, 1e9)),
       cautious_(keys.boolean("cautious", false)) {}
 
-int64_t Rule::scratch_bytes(const Context&, const Group&) const { return 0; }
+int64_t Rule::scratch_bytes(const Context&, const Group&) const {
+  return 0;
+}
 
 Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback) {
   return {.beta = keys.number("momentum", fallback.beta, 0, 1),

@@ -1,13 +1,14 @@
-// A rule turns gradients into update directions. The optimizer then applies every direction u in the same way:
+// A rule turns gradients into update directions. The optimizer then applies every direction u in the same
+// way:
 //
 //   W <- W - lr wd W - (lr / s) u            lr: after the schedule; wd: decoupled decay; s: sensitivity
 //
-// A rule is a point in norm x smoothing (DESIGN.md section 3): it smooths the gradient over time, and returns the
-// *dual vector* of the result, u = argmax <G, T> over ||T|| = 1 (Proposition 1 of arXiv 2409.20325). Two rules bend
-// this on purpose and say so: `sgd` without normalize, and `adam`.
+// A rule is a point in norm x smoothing (DESIGN.md section 3): it smooths the gradient over time, and returns
+// the *dual vector* of the result, u = argmax <G, T> over ||T|| = 1 (Proposition 1 of arXiv 2409.20325). Two
+// rules bend this on purpose and say so: `sgd` without normalize, and `adam`.
 //
-// To add one: copy rule_sign.cpp, add one line to the table in rule.cpp. That is all; options, state, checkpoints,
-// `info` and the tests that run over all rules follow from the table.
+// To add one: copy rule_sign.cpp, add one line to the table in rule.cpp. That is all; options, state,
+// checkpoints, `info` and the tests that run over all rules follow from the table.
 #pragma once
 
 #include <cstdint>
@@ -20,47 +21,49 @@
 #include "model/kernels/context.h"
 #include "model/kernels/tensor.h"
 
-/// One matrix or vector that a rule treats as a whole. A fused q, k, v parameter (3 C, C) is three blocks (C, C).
+/// One matrix or vector that a rule treats as a whole. A fused q, k, v parameter (3 C, C) is three blocks (C,
+/// C).
 struct Block {
-  Tensor weight;               // (out, in), or (in, out) in a transposed group, or (n)
-  Tensor grad;                 // same shape; the gradient before direction(), the update direction u after
-  std::vector<Tensor> state;   // in the order of Rule::state(); zero before the first step
+  Tensor weight;              // (out, in), or (in, out) in a transposed group, or (n)
+  Tensor grad;                // same shape; the gradient before direction(), the update direction u after
+  std::vector<Tensor> state;  // in the order of Rule::state(); zero before the first step
 };
 
 /// All blocks of one shape under one rule: they are processed together.
 struct Group {
-  Shape shape;                 // of every block
-  bool transposed = false;     // stored (in, out): embeddings; the paper's column j is storage row j
+  Shape shape;              // of every block
+  bool transposed = false;  // stored (in, out): embeddings; the paper's column j is storage row j
   std::vector<Block> blocks;
 
   bool is_matrix() const { return shape.rank() == 2; }
-  int64_t out() const { return transposed ? shape[1] : shape[0]; }                          // d_out
-  int64_t in() const { return shape.rank() == 1 ? 1 : (transposed ? shape[0] : shape[1]); }   // d_in
+  int64_t out() const { return transposed ? shape[1] : shape[0]; }                           // d_out
+  int64_t in() const { return shape.rank() == 1 ? 1 : (transposed ? shape[0] : shape[1]); }  // d_in
 };
 
 /// A tensor of state that a rule keeps for each block.
 struct StateSpec {
-  std::string name;            // "m", "v": checkpoints call it "<parameter>.<name>"
-  Shape shape;                 // of one block; the blocks of a parameter are stacked along the first dimension
+  std::string name;  // "m", "v": checkpoints call it "<parameter>.<name>"
+  Shape shape;       // of one block; the blocks of a parameter are stacked along the first dimension
 };
 
 /// What a rule is told about the step.
 struct RuleStep {
-  int64_t t = 1;               // step number, counted from 1 (bias correction needs that)
-  float grad_scale = 1;        // multiply every gradient by this first: global clipping, folded in
-  bool want_dual = false;      // steepest descent by sharpness: return true dual vectors and the dual norm
+  int64_t t = 1;           // step number, counted from 1 (bias correction needs that)
+  float grad_scale = 1;    // multiply every gradient by this first: global clipping, folded in
+  bool want_dual = false;  // steepest descent by sharpness: return true dual vectors and the dual norm
 };
 
 class Rule {
  public:
-  /// Reads the keys that all rules have: lr, wd, cautious, s. A subclass reads its own; make_rule rejects the rest.
+  /// Reads the keys that all rules have: lr, wd, cautious, s. A subclass reads its own; make_rule rejects the
+  /// rest.
   Rule(Keyed& keys, double default_lr);
   virtual ~Rule() = default;
 
-  double lr() const { return lr_; }                        // step size before the schedule
-  double weight_decay() const { return weight_decay_; }    // decay is lr * weight_decay per step
-  bool cautious() const { return cautious_; }              // decay only where u and W have the same sign
-  double sensitivity() const { return sensitivity_; }      // s of Proposition 7
+  double lr() const { return lr_; }                      // step size before the schedule
+  double weight_decay() const { return weight_decay_; }  // decay is lr * weight_decay per step
+  bool cautious() const { return cautious_; }            // decay only where u and W have the same sign
+  double sensitivity() const { return sensitivity_; }    // s of Proposition 7
 
   /// The norm whose dual vectors this rule returns, for people: "RMS->RMS", "l1->linf".
   virtual std::string norm_name() const = 0;
@@ -70,8 +73,9 @@ class Rule {
   virtual std::vector<StateSpec> state(const Shape& block) const = 0;
   /// Scratch that direction() takes from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
-  /// Updates the state and replaces every block's grad by its update direction. Each block's result depends on that
-  /// block alone. Returns the sum of the blocks' dual norms of what was dualized if step.want_dual, else 0.
+  /// Updates the state and replaces every block's grad by its update direction. Each block's result depends
+  /// on that block alone. Returns the sum of the blocks' dual norms of what was dualized if step.want_dual,
+  /// else 0.
   virtual double direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
 
  private:
@@ -98,10 +102,11 @@ Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback);
 /// One line of the table of rules.
 struct RuleEntry {
   const char* name;
-  const char* help;                                  // one line
+  const char* help;  // one line
   std::unique_ptr<Rule> (*make)(Keyed& keys);
 };
 std::span<const RuleEntry> rule_table();
 
-/// Makes the rule of "NAME[:key=value,...]", e.g. ("--hidden", "muon:lr=0.02,momentum=0.95"). Throws UsageError.
+/// Makes the rule of "NAME[:key=value,...]", e.g. ("--hidden", "muon:lr=0.02,momentum=0.95"). Throws
+/// UsageError.
 std::unique_ptr<Rule> make_rule(const std::string& option, const std::string& text);

@@ -1,11 +1,13 @@
-// adam: sign descent smoothed by first and second moments; with both betas and eps 0 it is `sign`, bit for bit.
+// adam: sign descent smoothed by first and second moments; with both betas and eps 0 it is `sign`, bit for
+// bit.
 //
 //   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
-//   u = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)          0 / 0 = 0; without the corrections on request
+//   u = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)          0 / 0 = 0; without the corrections on
+//   request
 //
-// Kingma & Ba, arXiv 1412.6980; with wd it is AdamW. u is not a unit vector of any norm, only close to one of l1->linf.
-// Asked for a dual norm it reports ||m / (1 - beta1^t)||_1, the l1 norm of what it takes the smoothed sign of, which
-// is exact when both betas are 0.
+// Kingma & Ba, arXiv 1412.6980; with wd it is AdamW. u is not a unit vector of any norm, only close to one of
+// l1->linf. Asked for a dual norm it reports ||m / (1 - beta1^t)||_1, the l1 norm of what it takes the
+// smoothed sign of, which is exact when both betas are 0.
 #include <cmath>
 
 #include "optim/rule.h"
@@ -59,4 +61,6 @@ class Adam final : public Rule {
 };
 }  // namespace
 
-std::unique_ptr<Rule> make_adam(Keyed& keys) { return std::make_unique<Adam>(keys); }
+std::unique_ptr<Rule> make_adam(Keyed& keys) {
+  return std::make_unique<Adam>(keys);
+}

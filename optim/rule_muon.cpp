@@ -1,5 +1,5 @@
-// muon and spectral: the polar factor of the smoothed gradient, times a scale that says which norm it is the dual
-// vector of.
+// muon and spectral: the polar factor of the smoothed gradient, times a scale that says which norm it is the
+// dual vector of.
 //
 //   m = momentum m + (1 - momentum) g                 ema=0: m = momentum m + g
 //   u = scale * polar((1 - momentum) g + momentum m)  nesterov=0: scale * polar(m)
@@ -9,12 +9,13 @@
 //   scale=keller      sqrt(max(1, out / in))          l2->l2 divided by that
 //   scale=moonlight   0.2 sqrt(max(out, in))          elements of u of about 0.2, as Adam's
 //
-// muon defaults to momentum 0.95 with Nesterov, Keller's five steps and scale; spectral to no momentum, Polar Express
-// and scale none. K. Jordan, "Muon"; Liu et al., arXiv 2502.16982 (moonlight). Each matrix of a fused q, k, v parameter
-// is orthogonalised alone. Matrices of one shape are copied together and iterated as batches.
+// muon defaults to momentum 0.95 with Nesterov, Keller's five steps and scale; spectral to no momentum, Polar
+// Express and scale none. K. Jordan, "Muon"; Liu et al., arXiv 2502.16982 (moonlight). Each matrix of a fused
+// q, k, v parameter is orthogonalised alone. Matrices of one shape are copied together and iterated as
+// batches.
 //
-// Asked for a dual norm it reports <g, u> with g the smoothed gradient: exact for ns=svd, and what the step really
-// achieves to first order for the approximate methods.
+// Asked for a dual norm it reports <g, u> with g the smoothed gradient: exact for ns=svd, and what the step
+// really achieves to first order for the approximate methods.
 #include <algorithm>
 #include <cmath>
 
@@ -26,7 +27,7 @@
 
 namespace {
 constexpr const char* kScales[] = {"keller", "rms", "moonlight", "none"};
-constexpr int64_t kBatchBytes = int64_t{32} << 20;   // of matrices gathered together
+constexpr int64_t kBatchBytes = int64_t{32} << 20;  // of matrices gathered together
 
 /// What muon and spectral start from.
 struct Defaults {
@@ -43,7 +44,7 @@ class Muon final : public Rule {
     const std::string method = keys.choice("ns", defaults.method, polar_names());
     const auto names = polar_names();
     method_ = static_cast<PolarMethod>(std::find(names.begin(), names.end(), method) - names.begin());
-    steps_ = static_cast<int>(keys.integer("steps", 0, 0, 100));   // 0: the method's own
+    steps_ = static_cast<int>(keys.integer("steps", 0, 0, 100));  // 0: the method's own
     scale_ = keys.choice("scale", defaults.scale, kScales);
     if (method_ == PolarMethod::svd && steps_ != 0)
       throw UsageError("ns=svd takes no steps, " + keys.option() + " " + keys.name() + ", leave steps out");
@@ -69,8 +70,7 @@ class Muon final : public Rule {
     const float scale = static_cast<float>(scale_of(group));
     double dual = 0;
     for (size_t first = 0; first < group.blocks.size(); first += static_cast<size_t>(batch.shape[0])) {
-      const int64_t count =
-          std::min(batch.shape[0], static_cast<int64_t>(group.blocks.size() - first));
+      const int64_t count = std::min(batch.shape[0], static_cast<int64_t>(group.blocks.size() - first));
       for (int64_t i = 0; i < count; ++i)
         smooth(ctx, {.u = batch[i], .g = group.blocks[first + static_cast<size_t>(i)].grad});
       polar(ctx, {.x = batch.slice(0, count), .method = method_, .steps = steps_});

@@ -1,14 +1,15 @@
-// rownorm and colnorm: unit rows or unit columns, the dual vectors of the operator norms into linf and out of l1
-// (Proposition 8). Rows and columns are the paper's, of W (out, in): for an embedding, which is stored (vocabulary,
-// channels), column j is the vector of token j.
+// rownorm and colnorm: unit rows or unit columns, the dual vectors of the operator norms into linf and out of
+// l1 (Proposition 8). Rows and columns are the paper's, of W (out, in): for an embedding, which is stored
+// (vocabulary, channels), column j is the vector of token j.
 //
 //   colnorm   norm=l1-rms    u_j = sqrt(out) g_j / ||g_j||_2        every column has RMS 1
 //             norm=l1-l2     u_j = g_j / ||g_j||_2
-//   rownorm   norm=rms-linf  u_i = g_i / (sqrt(in) ||g_i||_2)       every output has size 1 on inputs of RMS 1
+//   rownorm   norm=rms-linf  u_i = g_i / (sqrt(in) ||g_i||_2)       every output has size 1 on inputs of RMS
+//   1
 //             norm=l2-linf   u_i = g_i / ||g_i||_2
 //
-// A zero row or column stays zero: a token that the batch did not contain does not move. momentum, nesterov and ema as
-// for muon, off by default.
+// A zero row or column stays zero: a token that the batch did not contain does not move. momentum, nesterov
+// and ema as for muon, off by default.
 #include "optim/norm.h"
 #include "optim/rule.h"
 
@@ -46,5 +47,9 @@ constexpr const char* kRowNorms[] = {"rms-linf", "l2-linf"};
 constexpr const char* kColumnNorms[] = {"l1-rms", "l1-l2"};
 }  // namespace
 
-std::unique_ptr<Rule> make_rownorm(Keyed& keys) { return std::make_unique<LineNorm>(keys, kRowNorms); }
-std::unique_ptr<Rule> make_colnorm(Keyed& keys) { return std::make_unique<LineNorm>(keys, kColumnNorms); }
+std::unique_ptr<Rule> make_rownorm(Keyed& keys) {
+  return std::make_unique<LineNorm>(keys, kRowNorms);
+}
+std::unique_ptr<Rule> make_colnorm(Keyed& keys) {
+  return std::make_unique<LineNorm>(keys, kColumnNorms);
+}

@@ -1,10 +1,11 @@
-// sgd: the gradient itself, or with normalize=1 its dual vector under the Frobenius norm (norm=rms: the RMS norm of
-// vectors, which Scion uses for biases).
+// sgd: the gradient itself, or with normalize=1 its dual vector under the Frobenius norm (norm=rms: the RMS
+// norm of vectors, which Scion uses for biases).
 //
 //   m = momentum m + g;  u = m, or g + momentum m with nesterov;   normalize: u / ||u||_F
 //
-// Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual vector; under
-// a given sharpness the dual vector is used whatever normalize says. ema=1 makes m a mean instead of a sum.
+// Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual
+// vector; under a given sharpness the dual vector is used whatever normalize says. ema=1 makes m a mean
+// instead of a sum.
 #include "optim/norm.h"
 #include "optim/rule.h"
 
@@ -18,7 +19,9 @@ class Sgd final : public Rule {
     norm_ = norm_kind(keys.choice("norm", "frobenius", kNorms).c_str());
   }
 
-  std::string norm_name() const override { return std::string(::norm_name(norm_)) + (normalize_ ? "" : ", step 1/lr"); }
+  std::string norm_name() const override {
+    return std::string(::norm_name(norm_)) + (normalize_ ? "" : ", step 1/lr");
+  }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
   int64_t scratch_bytes(const Context&, const Group& group) const override {
     return norm_scratch_bytes(norm_, group.shape);
@@ -42,4 +45,6 @@ class Sgd final : public Rule {
 };
 }  // namespace
 
-std::unique_ptr<Rule> make_sgd(Keyed& keys) { return std::make_unique<Sgd>(keys); }
+std::unique_ptr<Rule> make_sgd(Keyed& keys) {
+  return std::make_unique<Sgd>(keys);
+}

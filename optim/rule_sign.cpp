@@ -30,5 +30,9 @@ class SignRule final : public Rule {
 };
 }  // namespace
 
-std::unique_ptr<Rule> make_sign(Keyed& keys) { return std::make_unique<SignRule>(keys, false); }
-std::unique_ptr<Rule> make_signum(Keyed& keys) { return std::make_unique<SignRule>(keys, true); }
+std::unique_ptr<Rule> make_sign(Keyed& keys) {
+  return std::make_unique<SignRule>(keys, false);
+}
+std::unique_ptr<Rule> make_signum(Keyed& keys) {
+  return std::make_unique<SignRule>(keys, true);
+}

@@ -18,9 +18,9 @@
 struct Schedule {
   enum class Kind : uint8_t { constant, linear, cosine, wsd };
   Kind kind = Kind::constant;
-  int64_t warmup = 0;      // steps; a run shorter than that never leaves the warm-up
-  double cooldown = 0.4;   // wsd: the fraction of the run that decays, in (0, 1]
-  double final = 0;        // what is left at the end, in [0, 1]
+  int64_t warmup = 0;     // steps; a run shorter than that never leaves the warm-up
+  double cooldown = 0.4;  // wsd: the fraction of the run that decays, in (0, 1]
+  double final = 0;       // what is left at the end, in [0, 1]
 
   /// The multiplier of step k of `total`; total <= 0 means an open-ended run, whose schedule never decays.
   double multiplier(int64_t step, int64_t total) const;
@@ -28,8 +28,8 @@ struct Schedule {
   std::string str() const;
 };
 
-/// Reads "KIND[:warmup=N,cooldown=F,final=F]"; throws UsageError naming what would be legal. `option` is what the
-/// user typed it after ("--schedule").
+/// Reads "KIND[:warmup=N,cooldown=F,final=F]"; throws UsageError naming what would be legal. `option` is what
+/// the user typed it after ("--schedule").
 Schedule parse_schedule(const std::string& option, const std::string& text);
 /// The kinds, for help texts.
 std::span<const char* const> schedule_names();

@@ -6,18 +6,20 @@
 #include <stdexcept>
 
 // Fortran: every argument by address, matrices by columns, the length of a character string last.
-extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, const int* lda, double* s, double* u,
-                        const int* ldu, double* vt, const int* ldvt, double* work, const int* lwork, int* iwork,
-                        int* info, size_t job_length);
+extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, const int* lda, double* s,
+                        double* u, const int* ldu, double* vt, const int* ldvt, double* work,
+                        const int* lwork, int* iwork, int* info, size_t job_length);
 
 namespace {
-constexpr double kCutoff = 1e-10;   // of the largest singular value; float32 inputs carry real ones down to 1e-7
+constexpr double kCutoff =
+    1e-10;  // of the largest singular value; float32 inputs carry real ones down to 1e-7
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// A = U S V^T of one matrix, in scratch. LAPACK reads our row-major (rows, cols) as the transpose, (cols, rows) by
-/// columns, whose polar factor is the transpose of ours: we write it back the same way and never transpose.
+/// A = U S V^T of one matrix, in scratch. LAPACK reads our row-major (rows, cols) as the transpose, (cols,
+/// rows) by columns, whose polar factor is the transpose of ours: we write it back the same way and never
+/// transpose.
 struct Decomposition {
-  int m, n, r;                  // of the matrix as LAPACK sees it: m = cols, n = rows, r = min
+  int m, n, r;  // of the matrix as LAPACK sees it: m = cols, n = rows, r = min
   bool vectors;
   double *a, *s, *u, *vt, *work;
   int* iwork;
@@ -27,12 +29,16 @@ struct Decomposition {
     const int r = std::min(m, n), query = -1;
     int info = 0, ints = 0;
     double size = 0, dummy = 0;
-    dgesdd_(vectors ? "S" : "N", &m, &n, &dummy, &m, &dummy, &dummy, &m, &dummy, &r, &size, &query, &ints, &info, 1);
+    dgesdd_(vectors ? "S" : "N", &m, &n, &dummy, &m, &dummy, &dummy, &m, &dummy, &r, &size, &query, &ints,
+            &info, 1);
     return static_cast<int>(size) + 1;
   }
 
   Decomposition(Scratch::Frame& frame, const Tensor& w, bool with_vectors)
-      : m(static_cast<int>(w.cols())), n(static_cast<int>(w.rows())), r(std::min(m, n)), vectors(with_vectors) {
+      : m(static_cast<int>(w.cols())),
+        n(static_cast<int>(w.rows())),
+        r(std::min(m, n)),
+        vectors(with_vectors) {
     const int64_t M = m, N = n, R = r;
     lwork = work_size(m, n, vectors);
     a = frame.doubles(M * N);
@@ -46,7 +52,7 @@ struct Decomposition {
   /// False when the input is not finite.
   bool run(const Tensor& w) {
     const float* x = w.f32();
-    double finite = 0;          // 0 * x is 0, or NaN for anything that is not finite
+    double finite = 0;  // 0 * x is 0, or NaN for anything that is not finite
     for (int64_t i = 0; i < w.size(); ++i) finite += 0.0 * (a[i] = x[i]);
     if (finite != 0) return false;
     int info = 0;
@@ -62,7 +68,7 @@ int64_t svd_scratch_bytes(int64_t rows, int64_t cols) {
   const int m = static_cast<int>(cols), n = static_cast<int>(rows);
   const int64_t work = std::max(Decomposition::work_size(m, n, true), Decomposition::work_size(m, n, false));
   const int64_t doubles = rows * cols + r + cols * r + r * rows + work;
-  return doubles * 8 + 8 * r * 4 + 6 * 64;   // six arrays, each rounded up to 64 bytes
+  return doubles * 8 + 8 * r * 4 + 6 * 64;  // six arrays, each rounded up to 64 bytes
 }
 
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
@@ -82,7 +88,7 @@ double svd_polar(Context& ctx, const Tensor& x) {
   }
   const int64_t m = svd.m, n = svd.n;
   double sum = 0;
-  std::fill_n(svd.a, m * n, 0.0);   // a's values are spent: it now receives U V^T
+  std::fill_n(svd.a, m * n, 0.0);  // a's values are spent: it now receives U V^T
   for (int64_t k = 0; k < svd.r; ++k) {
     sum += svd.s[k];
     if (!(svd.s[k] > kCutoff * svd.s[0])) continue;

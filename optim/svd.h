@@ -1,9 +1,11 @@
-// Exact singular values and polar factors by LAPACK's dgesdd, in float64. The oracle of the faster methods, and what
-// `ns=svd` uses. One matrix at a time; CPU only (a GPU build copies the matrix over: it is the slow, exact way).
+// Exact singular values and polar factors by LAPACK's dgesdd, in float64. The oracle of the faster methods,
+// and what `ns=svd` uses. One matrix at a time; CPU only (a GPU build copies the matrix over: it is the slow,
+// exact way).
 //
 // For W = U S V^T with singular values S_1 >= ... >= S_r, r = min(rows, cols):
 //   singular_values   S
-//   svd_polar         x <- U V^T over the S_i > 1e-10 S_1: zero singular directions stay zero (Proposition 5 lets any
+//   svd_polar         x <- U V^T over the S_i > 1e-10 S_1: zero singular directions stay zero (Proposition 5
+//   lets any
 //                     completion; this one is what Newton-Schulz gives, too)
 // Zero gives zero. A NaN or infinity anywhere makes every result NaN. Relative accuracy 1e-15 of S_1.
 #pragma once

@@ -7,7 +7,7 @@
 
 namespace cpu {
 namespace {
-constexpr int64_t kGrain = 8192;   // elements: below that, starting a thread costs more than it gives
+constexpr int64_t kGrain = 8192;  // elements: below that, starting a thread costs more than it gives
 
 template <bool kNesterov>
 void smooth_range(const Smooth& args, int64_t begin, int64_t end) {
@@ -38,7 +38,7 @@ void adam_range(const AdamDirection& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const float x = scale * g[i];
     float first = x;
-    float root = std::fabs(x);   // not sqrt(x * x), which underflows
+    float root = std::fabs(x);  // not sqrt(x * x), which underflows
     if constexpr (kFirst) m[i] = first = beta1 * m[i] + gain1 * x;
     if constexpr (kSecond) {
       const float second = beta2 * v[i] + gain2 * x * x;
@@ -53,7 +53,8 @@ void adam_range(const AdamDirection& args, int64_t begin, int64_t end) {
 
 void smooth(Context& ctx, const Smooth& args) {
   parallel_for(ctx, args.g.size(), kGrain, [&](int64_t begin, int64_t end, int) {
-    if (args.m) return args.nesterov ? smooth_range<true>(args, begin, end) : smooth_range<false>(args, begin, end);
+    if (args.m)
+      return args.nesterov ? smooth_range<true>(args, begin, end) : smooth_range<false>(args, begin, end);
     float* u = args.u.f32();
     const float* g = args.g.f32();
     const float gain = args.gain * args.scale;
@@ -76,7 +77,8 @@ void sign(Context& ctx, const Sign& args) {
   const float* x = args.x.f32();
   parallel_for(ctx, args.x.size(), kGrain, [&](int64_t begin, int64_t end, int) {
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) u[i] = x[i] > 0 ? 1.0f : (x[i] < 0 ? -1.0f : x[i]);   // 0 and NaN stay
+    for (int64_t i = begin; i < end; ++i)
+      u[i] = x[i] > 0 ? 1.0f : (x[i] < 0 ? -1.0f : x[i]);  // 0 and NaN stay
   });
 }
 
@@ -87,7 +89,8 @@ void apply_update(Context& ctx, const ApplyUpdate& args) {
   parallel_for(ctx, args.w.size(), kGrain, [&](int64_t begin, int64_t end, int) {
     if (args.cautious && decay != 0) {
 #pragma omp simd
-      for (int64_t i = begin; i < end; ++i) w[i] = w[i] - (u[i] * w[i] > 0 ? decay * w[i] : 0.0f) - step * u[i];
+      for (int64_t i = begin; i < end; ++i)
+        w[i] = w[i] - (u[i] * w[i] > 0 ? decay * w[i] : 0.0f) - step * u[i];
     } else {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) w[i] = w[i] - decay * w[i] - step * u[i];
@@ -102,7 +105,7 @@ void add_diagonal(Context&, const AddDiagonal& args) {
 }
 
 double sum_abs(Context& ctx, const Tensor& x) {
-  constexpr int64_t kChunks = 64;   // fixed, so that the sum does not depend on the number of threads
+  constexpr int64_t kChunks = 64;  // fixed, so that the sum does not depend on the number of threads
   std::array<double, kChunks> sums{};
   const float* data = x.f32();
   const int64_t n = x.size();

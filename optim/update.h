@@ -1,8 +1,11 @@
-// The optimizer's elementwise arithmetic: smoothing over time, Adam's direction, sign, and the update of a weight.
+// The optimizer's elementwise arithmetic: smoothing over time, Adam's direction, sign, and the update of a
+// weight.
 //
-//   smooth            m <- beta m + gain scale g;    u = m, or with nesterov u = beta m + gain scale g   (the new m)
+//   smooth            m <- beta m + gain scale g;    u = m, or with nesterov u = beta m + gain scale g   (the
+//   new m)
 //                     Without m:  u = gain scale g, a scaled copy.
-//   adam_direction    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2       (g times scale first)
+//   adam_direction    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2       (g times scale
+//   first)
 //                     u = (m / correction1) / (sqrt(v / correction2) + eps), and 0 where the denominator is 0
 //                     Without m: m = g. Without v: v = g^2, so that sqrt(v) is exactly |g|.
 //   sign              u = -1, 0 or 1; NaN for NaN
@@ -10,12 +13,12 @@
 //   add_diagonal      x[i][j][j] += value, for square matrices (batch, n, n)
 //   sum_abs           sum |x|, in float64
 //
-// Any shape, float32; all tensors of one call have the same number of elements. u may be g; else nothing overlaps.
-// Elementwise, so the same bits for any number of threads; sum_abs adds chunks whose bounds depend on the size alone.
-// A NaN in g reaches u.
+// Any shape, float32; all tensors of one call have the same number of elements. u may be g; else nothing
+// overlaps. Elementwise, so the same bits for any number of threads; sum_abs adds chunks whose bounds depend
+// on the size alone. A NaN in g reaches u.
 //
-// Sources: Adam: Kingma & Ba, arXiv 1412.6980, Algorithm 1. Decoupled decay: Loshchilov & Hutter, arXiv 1711.05101.
-// Cautious decay: decay only where it agrees with the step, as modded-nanogpt and nanochat do.
+// Sources: Adam: Kingma & Ba, arXiv 1412.6980, Algorithm 1. Decoupled decay: Loshchilov & Hutter, arXiv
+// 1711.05101. Cautious decay: decay only where it agrees with the step, as modded-nanogpt and nanochat do.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -44,8 +47,8 @@ struct AdamDirection {
 };
 
 struct Sign {
-  Tensor u;               // written; may be x
-  Tensor x;               // any shape
+  Tensor u;  // written; may be x
+  Tensor x;  // any shape
 };
 
 struct ApplyUpdate {
@@ -57,8 +60,8 @@ struct ApplyUpdate {
 };
 
 struct AddDiagonal {
-  Tensor x;               // (batch, n, n), updated
-  float value;            // added to every diagonal element
+  Tensor x;     // (batch, n, n), updated
+  float value;  // added to every diagonal element
 };
 
 namespace cpu {
@@ -77,6 +80,23 @@ void apply_update(Context& ctx, const ApplyUpdate& args);
 void add_diagonal(Context& ctx, const AddDiagonal& args);
 double sum_abs(Context& ctx, const Tensor& x);
 }  // namespace gpu
+
+/// What each must do at least, for the profile: elementwise operations move every operand once.
+inline Work work(const Smooth& a) {
+  const double n = static_cast<double>(a.g.size());
+  return {.flops = (a.m ? (a.nesterov ? 5 : 3) : 1) * n, .bytes = 4 * (a.m ? 4 : 2) * n};
+}
+inline Work work(const AdamDirection& a) {
+  const double n = static_cast<double>(a.g.size());
+  return {.flops = 13 * n, .bytes = 4 * (2.0 + (a.m ? 2 : 0) + (a.v ? 2 : 0)) * n};
+}
+inline Work work(const Sign& a) {
+  return {.flops = 0, .bytes = 8.0 * static_cast<double>(a.x.size())};
+}
+inline Work work(const ApplyUpdate& a) {
+  const double n = static_cast<double>(a.w.size());
+  return {.flops = 4 * n, .bytes = 12 * n};
+}
 
 inline void smooth(Context& ctx, const Smooth& args) {
   expect(args.u.size() == args.g.size(), "smooth: u and g differ in size");
@@ -102,9 +122,12 @@ inline void apply_update(Context& ctx, const ApplyUpdate& args) {
 }
 
 inline void add_diagonal(Context& ctx, const AddDiagonal& args) {
-  expect(args.x.shape.rank() == 3 && args.x.shape[1] == args.x.shape[2], "add_diagonal: x must be (batch, n, n)");
+  expect(args.x.shape.rank() == 3 && args.x.shape[1] == args.x.shape[2],
+         "add_diagonal: x must be (batch, n, n)");
   ON_DEVICE(add_diagonal, ctx, args);
 }
 
 /// Sum of |x| over all elements: the dual of the l1->linf norm.
-inline double sum_abs(Context& ctx, const Tensor& x) { ON_DEVICE(sum_abs, ctx, x); }
+inline double sum_abs(Context& ctx, const Tensor& x) {
+  ON_DEVICE(sum_abs, ctx, x);
+}

@@ -1,6 +1,7 @@
 // The one table of operation cases: shapes, inputs, how to run, what must come out, and how much work it is.
 // Read by test_ops.cpp (values and gradients) and dev/bench_ops.cpp (speed). To cover a new operation, write
-// one function that makes a case of given sizes, and list sizes in test_cases() and training_cases() at the end.
+// one function that makes a case of given sizes, and list sizes in test_cases() and training_cases() at the
+// end.
 #pragma once
 
 #include <algorithm>
@@ -38,14 +39,14 @@ using Tensors = std::map<std::string, Tensor>;              // what the operatio
 using Values = std::map<std::string, std::vector<double>>;  // the same in float64, for the oracle
 
 struct OpCase {
-  std::string name;                                // "matmul/M=7,N=33,K=65,TN": a filter that reruns this case
-  std::vector<Operand> operands;                   //
+  std::string name;               // "matmul/M=7,N=33,K=65,TN": a filter that reruns this case
+  std::vector<Operand> operands;  //
   std::function<void(Context&, const Tensors&)> run;
-  std::function<void(Values&)> oracle;             // overwrites the outputs; the dumbest possible loops
-  double tolerance;                                // |got - want| <= tolerance (|want| + rms(want))
-  double flops = 0;                                // per run, when arithmetic is the limit
-  double bytes = 0;                                // per run, when memory is: what must be read and written
-  std::function<void(Values&)> prepare = {};       // computes inputs that depend on other inputs
+  std::function<void(Values&)> oracle;        // overwrites the outputs; the dumbest possible loops
+  double tolerance;                           // |got - want| <= tolerance (|want| + rms(want))
+  double flops = 0;                           // per run, when arithmetic is the limit
+  double bytes = 0;                           // per run, when memory is: what must be read and written
+  std::function<void(Values&)> prepare = {};  // computes inputs that depend on other inputs
   std::function<int64_t(const Context&)> scratch_bytes = {};
   // For gradients: the output `first` must be the derivative of `loss` with respect to the input `second`.
   std::function<double(const Values&)> loss = {};
@@ -76,15 +77,16 @@ inline double gelu_of(double x) {
 
 inline OpCase gelu_forward_case(int64_t B, int64_t T, int64_t C) {
   const Shape shape{B, T, C};
-  return {.name = case_name("gelu_forward", {{"B", B}, {"T", T}, {"C", C}}),
-          .operands = {{.name = "y", .shape = shape, .output = true}, {.name = "x", .shape = shape, .scale = 2}},
-          .run = [](Context& ctx, const Tensors& t) { gelu_forward(ctx, {.y = t.at("y"), .x = t.at("x")}); },
-          .oracle =
-              [](Values& v) {
-                for (size_t i = 0; i < v["x"].size(); ++i) v["y"][i] = gelu_of(v["x"][i]);
-              },
-          .tolerance = 1e-6,
-          .bytes = 8.0 * shape.size()};
+  return {
+      .name = case_name("gelu_forward", {{"B", B}, {"T", T}, {"C", C}}),
+      .operands = {{.name = "y", .shape = shape, .output = true}, {.name = "x", .shape = shape, .scale = 2}},
+      .run = [](Context& ctx, const Tensors& t) { gelu_forward(ctx, {.y = t.at("y"), .x = t.at("x")}); },
+      .oracle =
+          [](Values& v) {
+            for (size_t i = 0; i < v["x"].size(); ++i) v["y"][i] = gelu_of(v["x"][i]);
+          },
+      .tolerance = 1e-6,
+      .bytes = 8.0 * shape.size()};
 }
 
 inline OpCase gelu_backward_case(int64_t B, int64_t T, int64_t C, bool in_place) {
@@ -129,7 +131,8 @@ inline void layernorm_oracle(Values& v) {
     for (size_t c = 0; c < C; ++c) variance += (x[r * C + c] - mean) * (x[r * C + c] - mean) / C;
     v["mean"][r] = mean;
     v["rstd"][r] = 1 / std::sqrt(variance + 1e-5);
-    for (size_t c = 0; c < C; ++c) v["y"][r * C + c] = (x[r * C + c] - mean) * v["rstd"][r] * gain[c] + bias[c];
+    for (size_t c = 0; c < C; ++c)
+      v["y"][r * C + c] = (x[r * C + c] - mean) * v["rstd"][r] * gain[c] + bias[c];
   }
 }
 
@@ -141,7 +144,10 @@ inline OpCase layernorm_forward_case(int64_t B, int64_t T, int64_t C, Residual f
   OpCase made{.name = case_name("layernorm_forward", {{"B", B}, {"T", T}, {"C", C}}),
               .operands = {{.name = "residual", .shape = shape, .offset = offset},
                            {.name = "delta", .shape = shape},
-                           {.name = "x", .shape = shape, .output = add, .offset = offset,
+                           {.name = "x",
+                            .shape = shape,
+                            .output = add,
+                            .offset = offset,
                             .same_as = in_place ? "residual" : ""},
                            {.name = "y", .shape = shape, .output = true},
                            {.name = "mean", .shape = rows, .output = true},
@@ -150,14 +156,19 @@ inline OpCase layernorm_forward_case(int64_t B, int64_t T, int64_t C, Residual f
                            {.name = "bias", .shape = {C}}},
               .run =
                   [=](Context& ctx, const Tensors& t) {
-                    layernorm_forward(ctx, {.y = t.at("y"), .mean = t.at("mean"), .rstd = t.at("rstd"),
-                                            .x = t.at("x"), .gain = t.at("gain"), .bias = t.at("bias"),
+                    layernorm_forward(ctx, {.y = t.at("y"),
+                                            .mean = t.at("mean"),
+                                            .rstd = t.at("rstd"),
+                                            .x = t.at("x"),
+                                            .gain = t.at("gain"),
+                                            .bias = t.at("bias"),
                                             .residual = add ? t.at("residual") : Tensor{},
                                             .delta = add ? t.at("delta") : Tensor{}});
                   },
               .oracle =
                   [=](Values& v) {
-                    for (size_t i = 0; add && i < v["x"].size(); ++i) v["x"][i] = v["residual"][i] + v["delta"][i];
+                    for (size_t i = 0; add && i < v["x"].size(); ++i)
+                      v["x"][i] = v["residual"][i] + v["delta"][i];
                     layernorm_oracle(v);
                   },
               // An offset takes its digits from the deviations.
@@ -189,9 +200,14 @@ inline OpCase layernorm_backward_case(int64_t B, int64_t T, int64_t C, bool with
                            {.name = "bias", .shape = {C}}},
               .run =
                   [=](Context& ctx, const Tensors& t) {
-                    layernorm_backward(ctx, {.dx = t.at("dx"), .dgain = t.at("dgain"), .dbias = t.at("dbias"),
-                                             .dy = t.at("dy"), .x = t.at("x"), .mean = t.at("mean"),
-                                             .rstd = t.at("rstd"), .gain = t.at("gain"),
+                    layernorm_backward(ctx, {.dx = t.at("dx"),
+                                             .dgain = t.at("dgain"),
+                                             .dbias = t.at("dbias"),
+                                             .dy = t.at("dy"),
+                                             .x = t.at("x"),
+                                             .mean = t.at("mean"),
+                                             .rstd = t.at("rstd"),
+                                             .gain = t.at("gain"),
                                              .dresidual = with_residual ? t.at("dresidual") : Tensor{},
                                              .accumulate = accumulate});
                   },
@@ -275,8 +291,11 @@ inline OpCase embedding_backward_case(int64_t B, int64_t T, int64_t C, int64_t V
                            {.name = "wpe", .shape = {T + 3, C}}},
               .run =
                   [=](Context& ctx, const Tensors& t) {
-                    embedding_backward(ctx, {.dwte = t.at("dwte"), .dwpe = t.at("dwpe"), .dy = t.at("dy"),
-                                             .tokens = t.at("tokens"), .accumulate_wte = accumulate_wte,
+                    embedding_backward(ctx, {.dwte = t.at("dwte"),
+                                             .dwpe = t.at("dwpe"),
+                                             .dy = t.at("dy"),
+                                             .tokens = t.at("tokens"),
+                                             .accumulate_wte = accumulate_wte,
                                              .accumulate_wpe = accumulate_wpe});
                   },
               .oracle =
@@ -320,28 +339,33 @@ inline std::vector<double> cross_entropy_of(const Values& v, int64_t V) {
 
 inline OpCase cross_entropy_case(int64_t N, int64_t V, int64_t Vp, bool with_gradient) {
   const float scale = 0.125f;
-  OpCase made{
-      .name = case_name("cross_entropy", {{"N", N}, {"V", V}, {"Vp", Vp}}) + (with_gradient ? ",gradient" : ""),
-      .operands = {{.name = "losses", .shape = {N}, .output = true},
-                   {.name = "logits", .shape = {N, Vp}, .output = true, .scale = 3},
-                   {.name = "targets", .shape = {N}, .below = V}},
-      .run =
-          [=](Context& ctx, const Tensors& t) {
-            cross_entropy(ctx, {.losses = t.at("losses"), .logits = t.at("logits"), .targets = t.at("targets"),
-                                .V = V, .grad_scale = scale, .with_gradient = with_gradient});
-          },
-      .oracle =
-          [=](Values& v) {
-            v["losses"] = cross_entropy_of(v, V);
-            for (int64_t n = 0; with_gradient && n < N; ++n) {
-              double* row = &v["logits"][n * Vp];
-              const double total = log_sum_exp_of(row, V);
-              for (int64_t i = 0; i < Vp; ++i) row[i] = i < V ? scale * std::exp(row[i] - total) : 0.0;
-              row[static_cast<int64_t>(v["targets"][n])] -= scale;
-            }
-          },
-      .tolerance = 1e-6,
-      .bytes = (with_gradient ? 8.0 : 4.0) * N * Vp};
+  OpCase made{.name = case_name("cross_entropy", {{"N", N}, {"V", V}, {"Vp", Vp}}) +
+                      (with_gradient ? ",gradient" : ""),
+              .operands = {{.name = "losses", .shape = {N}, .output = true},
+                           {.name = "logits", .shape = {N, Vp}, .output = true, .scale = 3},
+                           {.name = "targets", .shape = {N}, .below = V}},
+              .run =
+                  [=](Context& ctx, const Tensors& t) {
+                    cross_entropy(ctx, {.losses = t.at("losses"),
+                                        .logits = t.at("logits"),
+                                        .targets = t.at("targets"),
+                                        .V = V,
+                                        .grad_scale = scale,
+                                        .with_gradient = with_gradient});
+                  },
+              .oracle =
+                  [=](Values& v) {
+                    v["losses"] = cross_entropy_of(v, V);
+                    for (int64_t n = 0; with_gradient && n < N; ++n) {
+                      double* row = &v["logits"][n * Vp];
+                      const double total = log_sum_exp_of(row, V);
+                      for (int64_t i = 0; i < Vp; ++i)
+                        row[i] = i < V ? scale * std::exp(row[i] - total) : 0.0;
+                      row[static_cast<int64_t>(v["targets"][n])] -= scale;
+                    }
+                  },
+              .tolerance = 1e-6,
+              .bytes = (with_gradient ? 8.0 : 4.0) * N * Vp};
   if (!with_gradient) return made;
   made.loss = [=](const Values& v) {
     double sum = 0;
@@ -352,16 +376,18 @@ inline OpCase cross_entropy_case(int64_t N, int64_t V, int64_t Vp, bool with_gra
   return made;
 }
 
-// --------------------------------------------------------------------------------------------- matrix products
+// --------------------------------------------------------------------------------------------- matrix
+// products
 
 /// c (M, N) = alpha op(a) op(b) + beta d + bias, matrices at `at` times their size into the values.
-inline void matmul_oracle(Values& v, int64_t at, int64_t M, int64_t N, int64_t K, bool ta, bool tb, double alpha,
-                          double beta, const std::vector<double>& d) {
+inline void matmul_oracle(Values& v, int64_t at, int64_t M, int64_t N, int64_t K, bool ta, bool tb,
+                          double alpha, double beta, const std::vector<double>& d) {
   const double *a = &v["a"][at * M * K], *b = &v["b"][at * K * N];
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       double sum = 0;
-      for (int64_t k = 0; k < K; ++k) sum += (ta ? a[k * M + m] : a[m * K + k]) * (tb ? b[n * K + k] : b[k * N + n]);
+      for (int64_t k = 0; k < K; ++k)
+        sum += (ta ? a[k * M + m] : a[m * K + k]) * (tb ? b[n * K + k] : b[k * N + n]);
       double& c = v["c"][(at * M + m) * N + n];
       c = alpha * sum + (beta != 0 ? beta * d[(at * M + m) * N + n] : 0);
       if (!v["bias"].empty()) c += v["bias"][n];
@@ -382,9 +408,14 @@ inline OpCase matmul_case(int64_t M, int64_t N, int64_t K, Orientation o, bool b
                            {.name = "b", .shape = o.tb ? Shape{N, K} : Shape{K, N}}},
               .run =
                   [=](Context& ctx, const Tensors& t) {
-                    matmul(ctx, {.c = t.at("c"), .a = t.at("a"), .b = t.at("b"),
-                                 .bias = bias ? t.at("bias") : Tensor{}, .transpose_a = o.ta, .transpose_b = o.tb,
-                                 .alpha = alpha, .beta = beta});
+                    matmul(ctx, {.c = t.at("c"),
+                                 .a = t.at("a"),
+                                 .b = t.at("b"),
+                                 .bias = bias ? t.at("bias") : Tensor{},
+                                 .transpose_a = o.ta,
+                                 .transpose_b = o.tb,
+                                 .alpha = alpha,
+                                 .beta = beta});
                   },
               .oracle = [=](Values& v) { matmul_oracle(v, 0, M, N, K, o.ta, o.tb, alpha, beta, v["c"]); },
               .tolerance = 2e-6 * std::sqrt(static_cast<double>(K) + 4),
@@ -397,29 +428,37 @@ inline OpCase matmul_case(int64_t M, int64_t N, int64_t K, Orientation o, bool b
 
 enum class Symmetry { none, gram, square };  // any a, b; c = a a^T; c = alpha a a + beta a with a symmetric
 
-inline OpCase batched_matmul_case(int64_t batch, int64_t M, int64_t K, Symmetry symmetry, Orientation o = kNN) {
+inline OpCase batched_matmul_case(int64_t batch, int64_t M, int64_t K, Symmetry symmetry,
+                                  Orientation o = kNN) {
   const bool any = symmetry == Symmetry::none, square = symmetry == Symmetry::square;
   const int64_t N = any ? M + 5 : M;
   const float alpha = square ? -0.5f : 1.0f, beta = square ? 1.5f : 0.0f;
   if (symmetry == Symmetry::gram) o = kNT;
-  OpCase made{.name = case_name("batched_matmul", {{"batch", batch}, {"M", M}, {"N", N}, {"K", K}}) + "," + o.name(),
-              .operands = {{.name = "c", .shape = {batch, M, N}, .output = true},
-                           {.name = "a", .shape = o.ta ? Shape{batch, K, M} : Shape{batch, M, K}},
-                           {.name = "b", .shape = o.tb ? Shape{batch, N, K} : Shape{batch, K, N},
-                            .same_as = any ? "" : "a"}},
-              .run =
-                  [=](Context& ctx, const Tensors& t) {
-                    batched_matmul(ctx, {.c = t.at("c"), .a = t.at("a"), .b = t.at("b"),
-                                         .addend = square ? t.at("a") : Tensor{}, .transpose_a = o.ta,
-                                         .transpose_b = o.tb, .alpha = alpha, .beta = beta, .symmetric = !any});
-                  },
-              .oracle =
-                  [=](Values& v) {
-                    for (int64_t i = 0; i < batch; ++i)
-                      matmul_oracle(v, i, M, N, K, o.ta, o.tb, alpha, beta, v["a"]);
-                  },
-              .tolerance = 2e-6 * std::sqrt(static_cast<double>(K) + 4),
-              .flops = 2.0 * batch * M * N * K};  // of the whole product, so symmetric ones can pass the peak
+  OpCase made{
+      .name = case_name("batched_matmul", {{"batch", batch}, {"M", M}, {"N", N}, {"K", K}}) + "," + o.name(),
+      .operands = {{.name = "c", .shape = {batch, M, N}, .output = true},
+                   {.name = "a", .shape = o.ta ? Shape{batch, K, M} : Shape{batch, M, K}},
+                   {.name = "b",
+                    .shape = o.tb ? Shape{batch, N, K} : Shape{batch, K, N},
+                    .same_as = any ? "" : "a"}},
+      .run =
+          [=](Context& ctx, const Tensors& t) {
+            batched_matmul(ctx, {.c = t.at("c"),
+                                 .a = t.at("a"),
+                                 .b = t.at("b"),
+                                 .addend = square ? t.at("a") : Tensor{},
+                                 .transpose_a = o.ta,
+                                 .transpose_b = o.tb,
+                                 .alpha = alpha,
+                                 .beta = beta,
+                                 .symmetric = !any});
+          },
+      .oracle =
+          [=](Values& v) {
+            for (int64_t i = 0; i < batch; ++i) matmul_oracle(v, i, M, N, K, o.ta, o.tb, alpha, beta, v["a"]);
+          },
+      .tolerance = 2e-6 * std::sqrt(static_cast<double>(K) + 4),
+      .flops = 2.0 * batch * M * N * K};  // of the whole product, so symmetric ones can pass the peak
   if (symmetry == Symmetry::gram) made.name += ",gram";
   if (!square) return made;
   made.name += ",square";
@@ -493,24 +532,25 @@ inline OpCase bias_backward_case(int64_t rows, int64_t N, bool accumulate) {
 
 /// A function of whole tensors to one number.
 inline OpCase whole_tensor_case(const std::string& op, int64_t n) {
-  return {.name = case_name(op, {{"n", n}}),
-          .operands = {{.name = "result", .shape = {1}, .output = true},
-                       {.name = "a", .shape = {n}},
-                       {.name = "b", .shape = {n}, .offset = 0.5}},
-          .run =
-              [=](Context& ctx, const Tensors& t) {
-                *t.at("result").f32() = static_cast<float>(op == "dot"       ? dot(ctx, t.at("a"), t.at("b"))
-                                                           : op == "max_abs" ? max_abs(ctx, t.at("a"))
-                                                                             : sum_of_squares(ctx, t.at("a")));
-              },
-          .oracle =
-              [=](Values& v) {
-                double largest = 0;
-                for (double a : v["a"]) largest = std::max(largest, std::abs(a));
-                v["result"][0] = op == "max_abs" ? largest : sum_of_products(v["a"], v[op == "dot" ? "b" : "a"]);
-              },
-          .tolerance = 1e-6,
-          .bytes = (op == "dot" ? 8.0 : 4.0) * n};
+  return {
+      .name = case_name(op, {{"n", n}}),
+      .operands = {{.name = "result", .shape = {1}, .output = true},
+                   {.name = "a", .shape = {n}},
+                   {.name = "b", .shape = {n}, .offset = 0.5}},
+      .run =
+          [=](Context& ctx, const Tensors& t) {
+            *t.at("result").f32() = static_cast<float>(op == "dot"       ? dot(ctx, t.at("a"), t.at("b"))
+                                                       : op == "max_abs" ? max_abs(ctx, t.at("a"))
+                                                                         : sum_of_squares(ctx, t.at("a")));
+          },
+      .oracle =
+          [=](Values& v) {
+            double largest = 0;
+            for (double a : v["a"]) largest = std::max(largest, std::abs(a));
+            v["result"][0] = op == "max_abs" ? largest : sum_of_products(v["a"], v[op == "dot" ? "b" : "a"]);
+          },
+      .tolerance = 1e-6,
+      .bytes = (op == "dot" ? 8.0 : 4.0) * n};
 }
 
 inline OpCase norms_case(bool of_rows, int64_t rows, int64_t cols) {
@@ -535,28 +575,31 @@ inline OpCase norms_case(bool of_rows, int64_t rows, int64_t cols) {
 }
 
 inline OpCase scale_case(bool by_rows, int64_t rows, int64_t cols, bool divide, bool in_place) {
-  OpCase made{.name = case_name(by_rows ? "scale_rows" : "scale_cols", {{"rows", rows}, {"cols", cols}}),
-              .operands = {{.name = "x", .shape = {rows, cols}},
-                           {.name = "y", .shape = {rows, cols}, .output = true, .same_as = in_place ? "x" : ""},
-                           {.name = "scales", .shape = {by_rows ? rows : cols}, .scale = 0.2, .offset = 1}},
-              .run =
-                  [=](Context& ctx, const Tensors& t) {
-                    if (by_rows)
-                      return scale_rows(ctx, {.y = t.at("y"), .x = t.at("x"), .scales = t.at("scales"),
-                                              .factor = 3, .divide = divide});
-                    scale_cols(ctx, {.y = t.at("y"), .x = t.at("x"), .scales = t.at("scales"), .factor = 3,
-                                     .divide = divide});
-                  },
-              .oracle =
-                  [=](Values& v) {
-                    for (int64_t i = 0; i < rows * cols; ++i) {
-                      const double scale = v["scales"][by_rows ? i / cols : i % cols];
-                      v["y"][i] = 3 * (divide ? (scale == 0 ? 0 : v["x"][i] / scale) : v["x"][i] * scale);
-                    }
-                  },
-              .tolerance = 1e-6,
-              .bytes = 8.0 * rows * cols,
-              .prepare = [](Values& v) { v["scales"].back() = 0; }};
+  OpCase made{
+      .name = case_name(by_rows ? "scale_rows" : "scale_cols", {{"rows", rows}, {"cols", cols}}),
+      .operands = {{.name = "x", .shape = {rows, cols}},
+                   {.name = "y", .shape = {rows, cols}, .output = true, .same_as = in_place ? "x" : ""},
+                   {.name = "scales", .shape = {by_rows ? rows : cols}, .scale = 0.2, .offset = 1}},
+      .run =
+          [=](Context& ctx, const Tensors& t) {
+            if (by_rows)
+              return scale_rows(
+                  ctx,
+                  {.y = t.at("y"), .x = t.at("x"), .scales = t.at("scales"), .factor = 3, .divide = divide});
+            scale_cols(
+                ctx,
+                {.y = t.at("y"), .x = t.at("x"), .scales = t.at("scales"), .factor = 3, .divide = divide});
+          },
+      .oracle =
+          [=](Values& v) {
+            for (int64_t i = 0; i < rows * cols; ++i) {
+              const double scale = v["scales"][by_rows ? i / cols : i % cols];
+              v["y"][i] = 3 * (divide ? (scale == 0 ? 0 : v["x"][i] / scale) : v["x"][i] * scale);
+            }
+          },
+      .tolerance = 1e-6,
+      .bytes = 8.0 * rows * cols,
+      .prepare = [](Values& v) { v["scales"].back() = 0; }};
   if (divide) made.name += ",divide";
   if (in_place) made.name += ",in_place";
   return made;
@@ -564,17 +607,20 @@ inline OpCase scale_case(bool by_rows, int64_t rows, int64_t cols, bool divide, 
 
 // ------------------------------------------------------------------------------------------------ the table
 
-/// Sizes for tests: one of everything, nothing a multiple of a vector, and some that every thread takes part in.
+/// Sizes for tests: one of everything, nothing a multiple of a vector, and some that every thread takes part
+/// in.
 inline std::vector<OpCase> test_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](OpCase made) { cases.push_back(std::move(made)); };
-  for (const auto& [B, T, C] : {std::array<int64_t, 3>{1, 1, 1}, {2, 1, 7}, {1, 3, 16}, {3, 5, 33}, {2, 41, 259}}) {
+  for (const auto& [B, T, C] :
+       {std::array<int64_t, 3>{1, 1, 1}, {2, 1, 7}, {1, 3, 16}, {3, 5, 33}, {2, 41, 259}}) {
     add(gelu_forward_case(B, T, C));
     add(gelu_backward_case(B, T, C, false));
     add(gelu_backward_case(B, T, C, true));
     for (Residual fused : {Residual::none, Residual::separate, Residual::in_place})
       add(layernorm_forward_case(B, T, C, fused));
-    if (C > 1) add(layernorm_backward_case(B, T, C, false, false));  // C = 1: exactly 0, nothing to be relative to
+    if (C > 1)
+      add(layernorm_backward_case(B, T, C, false, false));  // C = 1: exactly 0, nothing to be relative to
     add(layernorm_backward_case(B, T, C, true, false, Into::dresidual));
     add(layernorm_backward_case(B, T, C, true, true, Into::dy));
     add(embedding_forward_case(B, T, C, 13));
@@ -583,8 +629,8 @@ inline std::vector<OpCase> test_cases() {
     add(embedding_backward_case(B, T, C, 13, true, true));
   }
   add(layernorm_forward_case(2, 3, 100, Residual::none, 1000));
-  for (const auto& [N, V, Vp] : {std::array<int64_t, 3>{1, 1, 1}, {1, 257, 384}, {5, 33, 33}, {9, 1025, 1152},
-                                 {3, 5001, 5120}})
+  for (const auto& [N, V, Vp] :
+       {std::array<int64_t, 3>{1, 1, 1}, {1, 257, 384}, {5, 33, 33}, {9, 1025, 1152}, {3, 5001, 5120}})
     for (bool gradient : {false, true}) add(cross_entropy_case(N, V, Vp, gradient));
   for (Orientation o : {kNN, kNT, kTN, kTT}) {
     add(matmul_case(1, 1, 1, o));
@@ -599,9 +645,13 @@ inline std::vector<OpCase> test_cases() {
     add(batched_matmul_case(2, M, M, Symmetry::square));
   }
   add(batched_matmul_case(1, 300, 70, Symmetry::gram));
+  add(batched_matmul_case(1, 700, 20, Symmetry::gram));
+  for (Orientation o : {kNN, kNT, kTN})
+    add(matmul_case(300, 280, 31, o, true, 1, 2));  // cut among the threads
   for (const auto& [rows, in, out] : {std::array<int64_t, 3>{1, 1, 1}, {1, 7, 5}, {9, 17, 33}})
     add(linear_backward_case(rows, in, out));
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {1, 33}, {7, 1}, {31, 100}, {130, 259}}) {
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 1}, {1, 33}, {7, 1}, {31, 100}, {130, 259}}) {
     for (bool accumulate : {false, true}) add(bias_backward_case(rows, cols, accumulate));
     for (bool by_rows : {true, false}) {
       add(norms_case(by_rows, rows, cols));
@@ -613,29 +663,29 @@ inline std::vector<OpCase> test_cases() {
   return cases;
 }
 
-/// Sizes of training GPT-2 124M at 4 x 256 tokens, vocabulary in chunks of 256 rows; and of its Newton-Schulz.
+/// Sizes of training GPT-2 124M at 4 x 256 tokens, vocabulary in chunks of 256 rows; and of its
+/// Newton-Schulz.
 inline std::vector<OpCase> training_cases() {
   const int64_t B = 4, T = 256, C = 768, BT = B * T, V = 50257, Vp = 50304, chunk = 256;
-  std::vector<OpCase> cases{
-      embedding_forward_case(B, T, C, Vp),
-      embedding_backward_case(B, T, C, Vp, true, false),
-      layernorm_forward_case(B, T, C, Residual::none),
-      layernorm_forward_case(B, T, C, Residual::separate),
-      layernorm_backward_case(B, T, C, true, false, Into::dresidual),
-      gelu_forward_case(B, T, 4 * C),
-      gelu_backward_case(B, T, 4 * C, true),
-      bias_backward_case(BT, C, false),
-      bias_backward_case(BT, 4 * C, false),
-      cross_entropy_case(chunk, V, Vp, false),
-      cross_entropy_case(chunk, V, Vp, true),
-      cross_entropy_case(BT, 257, 384, true),
-      whole_tensor_case("sum_of_squares", Vp * C),
-      whole_tensor_case("dot", 4 * C * C),
-      whole_tensor_case("max_abs", 4 * C * C),
-      norms_case(true, Vp, C),
-      norms_case(false, 4 * C, C),
-      scale_case(true, Vp, C, true, true),
-      scale_case(false, 4 * C, C, true, true)};
+  std::vector<OpCase> cases{embedding_forward_case(B, T, C, Vp),
+                            embedding_backward_case(B, T, C, Vp, true, false),
+                            layernorm_forward_case(B, T, C, Residual::none),
+                            layernorm_forward_case(B, T, C, Residual::separate),
+                            layernorm_backward_case(B, T, C, true, false, Into::dresidual),
+                            gelu_forward_case(B, T, 4 * C),
+                            gelu_backward_case(B, T, 4 * C, true),
+                            bias_backward_case(BT, C, false),
+                            bias_backward_case(BT, 4 * C, false),
+                            cross_entropy_case(chunk, V, Vp, false),
+                            cross_entropy_case(chunk, V, Vp, true),
+                            cross_entropy_case(BT, 257, 384, true),
+                            whole_tensor_case("sum_of_squares", Vp * C),
+                            whole_tensor_case("dot", 4 * C * C),
+                            whole_tensor_case("max_abs", 4 * C * C),
+                            norms_case(true, Vp, C),
+                            norms_case(false, 4 * C, C),
+                            scale_case(true, Vp, C, true, true),
+                            scale_case(false, 4 * C, C, true, true)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

@@ -1,4 +1,5 @@
-// The expected numbers of tests/data/optim_golden.json (float64, from the maths alone) and small matrices for tests.
+// The expected numbers of tests/data/optim_golden.json (float64, from the maths alone) and small matrices for
+// tests.
 #pragma once
 
 #include <fstream>
@@ -21,7 +22,8 @@ struct Matrix {
   explicit Matrix(const nlohmann::json& lists)
       : Matrix(static_cast<int64_t>(lists.size()), static_cast<int64_t>(lists.at(0).size())) {
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < cols; ++j) (*this)(i, j) = lists.at(static_cast<size_t>(i)).at(static_cast<size_t>(j));
+      for (int64_t j = 0; j < cols; ++j)
+        (*this)(i, j) = lists.at(static_cast<size_t>(i)).at(static_cast<size_t>(j));
   }
   float& operator()(int64_t i, int64_t j) { return data[static_cast<size_t>(i * cols + j)]; }
   float operator()(int64_t i, int64_t j) const { return data[static_cast<size_t>(i * cols + j)]; }
@@ -81,7 +83,8 @@ inline double deviation(const Matrix& a, const Matrix& b) {
 inline const nlohmann::json& optim_golden() {
   static const nlohmann::json numbers = [] {
     std::ifstream file("tests/data/optim_golden.json");
-    if (!file) throw std::runtime_error("tests/data/optim_golden.json is missing: run the tests from the repository");
+    if (!file)
+      throw std::runtime_error("tests/data/optim_golden.json is missing: run the tests from the repository");
     return nlohmann::json::parse(file);
   }();
   return numbers;

@@ -1,5 +1,4 @@
 // model/safetensors and model/checkpoint: formats, damage, atomic saves, Hugging Face's layout.
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,6 +18,7 @@
 #include "error.h"
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
+#include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
@@ -26,24 +26,14 @@ using Json = nlohmann::json;
 namespace {
 
 // Starting weights of a 2-layer GPT-2 (V 61, C 40, NH 5, 22 positions) and tokens, from shared/golden/model.
-const std::string kGolden = (fs::path(__FILE__).parent_path() / "data/golden_gpt2").string();
+const std::string kGolden = fs::absolute(fs::path(__FILE__).parent_path() / "data/golden_gpt2").string();
 
 class Checkpoint : public ::testing::Test {
  protected:
-  Checkpoint() : folder_(fs::temp_directory_path() / fmt::format("anthology_checkpoint_{}", ::getpid())) {
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-    use_cpu(ctx_, 2);
-  }
-  ~Checkpoint() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  void write_file(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path(name), std::ios::binary) << bytes;
-  }
-  static std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
+  Checkpoint() { use_cpu(ctx_, 2); }
+  std::string path(const std::string& name) const { return folder_.path(name); }
+  void write_file(const std::string& name, const std::string& bytes) const { folder_.write(name, bytes); }
+  std::string read_file(const std::string& path) const { return folder_.read(path); }
   // A safetensors file from a header and a number of data bytes.
   std::string raw(const std::string& header, size_t data_bytes) const {
     const uint64_t length = header.size();
@@ -54,30 +44,26 @@ class Checkpoint : public ::testing::Test {
   }
   // A small model with distinct values.
   static ModelConfig small() { return {.name = "test", .L = 2, .NH = 2, .C = 6, .positions = 5, .V = 11}; }
-  std::string save(int64_t step, const ParameterTable& parameters, const ModelConfig& config, int64_t keep = 0,
-                   Existing existing = Existing::refuse, const std::string& out = "") const {
+  std::string save(int64_t step, const ParameterTable& parameters, const ModelConfig& config,
+                   int64_t keep = 0, Existing existing = Existing::refuse,
+                   const std::string& out = "") const {
     float moments[3] = {1, 2, static_cast<float>(step)};
     const std::vector<NamedTensor> optimizer{{"wte.weight.m", Tensor(moments, {3})}};
     const Json state = {{"step", step}, {"loss", 0.1}};
-    return save_checkpoint({.out = out.empty() ? path("run") : out, .step = step, .config = config,
-                            .parameters = parameters, .optimizer = optimizer, .state = state,
-                            .tokenizer = "{\"type\":\"byte\"}\n", .end_of_text = 7, .keep = keep, .existing = existing});
+    return save_checkpoint({.out = out.empty() ? path("run") : out,
+                            .step = step,
+                            .config = config,
+                            .parameters = parameters,
+                            .optimizer = optimizer,
+                            .state = state,
+                            .tokenizer = "{\"type\":\"byte\"}\n",
+                            .end_of_text = 7,
+                            .keep = keep,
+                            .existing = existing});
   }
-  fs::path folder_;
+  TemporaryFolder folder_;
   Context ctx_;
 };
-
-template <typename E, typename F>
-void expect_error(F&& f, std::initializer_list<std::string> parts) {
-  try {
-    f();
-    ADD_FAILURE() << "no error";
-  } catch (const E& error) {
-    const std::string message = error.what();
-    for (const std::string& part : parts) EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-  }
-}
 
 // Fills all values with numbers that say where they are.
 void number(ParameterTable& parameters) {
@@ -86,13 +72,15 @@ void number(ParameterTable& parameters) {
     for (float& value : p.value.floats()) value = next, next += 1.25f;
 }
 
-// ---- Safetensors ----------------------------------------------------------------------------------------------------
+// ---- Safetensors
 
 TEST_F(Checkpoint, SafetensorsRoundTripIsBitwise) {
   // Odd sizes, signed zeros, subnormals, infinities, NaN payloads; every dtype; an empty tensor; a scalar.
   std::vector<float> values(7 * 131);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = std::bit_cast<float>(static_cast<uint32_t>(i * 2654435761u));
-  values[3] = -0.0f, values[4] = std::numeric_limits<float>::infinity(), values[5] = std::bit_cast<float>(0x7fc12345u);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = std::bit_cast<float>(static_cast<uint32_t>(i * 2654435761u));
+  values[3] = -0.0f, values[4] = std::numeric_limits<float>::infinity(),
+  values[5] = std::bit_cast<float>(0x7fc12345u);
   std::vector<int32_t> ints{INT32_MIN, -1, 0, INT32_MAX};
   std::vector<uint16_t> halves{0x3f80, 0xffff, 0x0001};
   float scalar = 3;
@@ -123,11 +111,11 @@ TEST_F(Checkpoint, SafetensorsRoundTripIsBitwise) {
   std::vector<float> on_disk(7 * 131);
   file.read("turned \"quoted\" \xc3\xa9", {"x", Tensor(on_disk.data(), {7, 131})});
   for (size_t r = 0; r < 131; ++r)
-    for (size_t c = 0; c < 7; ++c)
-      ASSERT_EQ(std::memcmp(&on_disk[c * 131 + r], &values[r * 7 + c], 4), 0);
+    for (size_t c = 0; c < 7; ++c) ASSERT_EQ(std::memcmp(&on_disk[c * 131 + r], &values[r * 7 + c], 4), 0);
   EXPECT_THROW(write_safetensors(path("b"), std::vector<NamedTensor>{tensors[0], tensors[0]}), ShapeError);
   EXPECT_FALSE(fs::exists(path("b")));
-  expect_error<RunError>([&] { write_safetensors(path("a.safetensors"), tensors); }, {"a.safetensors", "overwritten"});
+  expect_error<RunError>([&] { write_safetensors(path("a.safetensors"), tensors); },
+                         {"a.safetensors", "overwritten"});
 }
 
 TEST_F(Checkpoint, SafetensorsHalvesBecomeFloats) {
@@ -137,10 +125,19 @@ TEST_F(Checkpoint, SafetensorsHalvesBecomeFloats) {
     float value;
   };
   const float inf = std::numeric_limits<float>::infinity();
-  for (const Case& c : {Case{"F16", 0x3c00, 1}, {"F16", 0xc500, -5}, {"F16", 0x0001, 0x1p-24f}, {"F16", 0x83ff, -1023 * 0x1p-24f},
-                        {"F16", 0x0400, 0x1p-14f}, {"F16", 0x7bff, 65504}, {"F16", 0xfc00, -inf}, {"F16", 0x8000, -0.0f},
-                        {"BF16", 0x3f80, 1}, {"BF16", 0xc0a0, -5}, {"BF16", 0x7f80, inf}}) {
-    const std::string file = raw(fmt::format(R"({{"a":{{"dtype":"{}","shape":[1],"data_offsets":[0,2]}}}})", c.dtype), 0);
+  for (const Case& c : {Case{"F16", 0x3c00, 1},
+                        {"F16", 0xc500, -5},
+                        {"F16", 0x0001, 0x1p-24f},
+                        {"F16", 0x83ff, -1023 * 0x1p-24f},
+                        {"F16", 0x0400, 0x1p-14f},
+                        {"F16", 0x7bff, 65504},
+                        {"F16", 0xfc00, -inf},
+                        {"F16", 0x8000, -0.0f},
+                        {"BF16", 0x3f80, 1},
+                        {"BF16", 0xc0a0, -5},
+                        {"BF16", 0x7f80, inf}}) {
+    const std::string file =
+        raw(fmt::format(R"({{"a":{{"dtype":"{}","shape":[1],"data_offsets":[0,2]}}}})", c.dtype), 0);
     std::ofstream(file, std::ios::binary | std::ios::app).write(reinterpret_cast<const char*>(&c.bits), 2);
     float value = 99;
     SafetensorsReader(file).read("a", {"a", Tensor(&value, {1})});
@@ -161,7 +158,8 @@ TEST_F(Checkpoint, EveryDamagedSafetensorsIsOneClearError) {
     expect_error<RunError>([&] { SafetensorsReader{file}; }, {"raw.safetensors"});
   };
   const auto entry = [](const std::string& fields) { return "{\"w\":{" + fields + "}}"; };
-  EXPECT_NO_THROW(SafetensorsReader{raw(entry(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])") + "   ", 8)});
+  EXPECT_NO_THROW(
+      SafetensorsReader{raw(entry(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])") + "   ", 8)});
   EXPECT_NO_THROW(SafetensorsReader{raw("{}", 0)});
   expect_error<RunError>([&] { SafetensorsReader{path("gone")}; }, {"gone", "No such file"});
   write_file("raw.safetensors", "1234567");
@@ -185,7 +183,8 @@ TEST_F(Checkpoint, EveryDamagedSafetensorsIsOneClearError) {
   bad(entry(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])"), 8, {"'w'", "shape"});
   bad(entry(R"("dtype":"F32","shape":[2.0],"data_offsets":[0,8])"), 8, {"'w'", "shape"});
   bad(entry(R"("dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8])"), 8, {"'w'", "shape"});
-  bad(entry(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8])"), 8, {"'w'", "too large"});
+  bad(entry(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8])"), 8,
+      {"'w'", "too large"});
   bad(entry(R"("dtype":"F32","shape":[2])"), 8, {"'w'", "data_offsets"});
   bad(entry(R"("dtype":"F32","shape":[2],"data_offsets":[0])"), 8, {"'w'", "data_offsets"});
   bad(entry(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])"), 8, {"'w'", "data_offsets"});
@@ -202,27 +201,37 @@ TEST_F(Checkpoint, EveryDamagedSafetensorsIsOneClearError) {
 
 TEST_F(Checkpoint, ReadingNamesWhatDoesNotFit) {
   const SafetensorsReader file(raw(R"({"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
-                                   R"("i":{"dtype":"I64","shape":[1],"data_offsets":[24,32]}})", 32));
+                                   R"("i":{"dtype":"I64","shape":[1],"data_offsets":[24,32]}})",
+                                   32));
   std::vector<float> out(6);
   std::vector<int32_t> ints(6);
-  const auto read = [&](const std::string& name, Tensor value, bool turned = false) { file.read(name, {"to", value, turned}); };
+  const auto read = [&](const std::string& name, Tensor value, bool turned = false) {
+    file.read(name, {"to", value, turned});
+  };
   read("w", Tensor(out.data(), {2, 3}));
   read("w", Tensor(out.data(), {3, 2}), true);
-  expect_error<RunError>([&] { read("x", Tensor(out.data(), {2, 3})); }, {"'x'", "missing", "raw.safetensors"});
+  expect_error<RunError>(
+      [&] {
+        read("x", Tensor(out.data(), {2, 3}));
+      },
+      {"'x'", "missing", "raw.safetensors"});
   expect_error<RunError>([&] { read("w", Tensor(out.data(), {3, 2})); }, {"'w'", "(2, 3)", "(3, 2)"});
   expect_error<RunError>([&] { read("w", Tensor(out.data(), {2, 3}), true); }, {"'w'", "(2, 3)", "(3, 2)"});
   expect_error<RunError>([&] { read("w", Tensor(out.data(), {6})); }, {"'w'", "(2, 3)", "(6)"});
   expect_error<RunError>([&] { read("w", Tensor(ints.data(), {2, 3})); }, {"'w'", "F32", "i32"});
   expect_error<RunError>([&] { read("i", Tensor(out.data(), {1})); }, {"'i'", "I64", "f32"});
   file.read_first_rows("w", {"to", Tensor(out.data(), {1, 3})});
-  expect_error<RunError>([&] { file.read_first_rows("w", {"to", Tensor(out.data(), {3, 3})}); }, {"'w'", "(3, 3)"});
+  expect_error<RunError>(
+      [&] {
+        file.read_first_rows("w", {"to", Tensor(out.data(), {3, 3})});
+      },
+      {"'w'", "(3, 3)"});
 }
 
 TEST_F(Checkpoint, AFullDiskLeavesNothing) {
   const std::string disk = path("disk");
-  fs::create_directory(disk);
-  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=128k") != 0)
-    GTEST_SKIP() << "cannot mount a small disk here (needs root)";
+  const TinyDisk tiny(disk, "128k");
+  if (!tiny.mounted()) GTEST_SKIP() << "cannot mount a small disk here (needs root)";
   std::vector<float> values(100'000);
   for (const bool transposed : {false, true}) {
     const std::vector<NamedTensor> large{{"w", Tensor(values.data(), {100, 1000}), transposed}};
@@ -247,10 +256,9 @@ TEST_F(Checkpoint, AFullDiskLeavesNothing) {
   ParameterTable loaded(small());
   loaded.allocate(ctx_, false);
   load_parameters(last, loaded);
-  ::umount2(disk.c_str(), MNT_DETACH);
 }
 
-// ---- Checkpoints ----------------------------------------------------------------------------------------------------
+// ---- Checkpoints
 
 TEST_F(Checkpoint, RoundTripIsBitwiseAndPaddingStaysZero) {
   const ModelConfig config = small();
@@ -272,7 +280,9 @@ TEST_F(Checkpoint, RoundTripIsBitwiseAndPaddingStaysZero) {
   loaded.allocate(ctx_, false);
   load_parameters(folder, loaded);
   for (const Parameter& p : parameters) {
-    EXPECT_EQ(std::memcmp(p.value.data, loaded.at(p.name).value.data, static_cast<size_t>(p.value.bytes())), 0) << p.name;
+    EXPECT_EQ(std::memcmp(p.value.data, loaded.at(p.name).value.data, static_cast<size_t>(p.value.bytes())),
+              0)
+        << p.name;
     if (!p.is_matrix()) continue;
     const Tensor padded = loaded.at(p.name).padded_value();
     for (int64_t i = p.size(); i < padded.size(); ++i) ASSERT_EQ(padded.f32()[i], 0) << p.name;
@@ -308,7 +318,7 @@ TEST_F(Checkpoint, ReadsTheGoldenModel) {
   EXPECT_EQ(config.V, 61);
   ParameterTable parameters(config);
   parameters.allocate(ctx_, false);
-  load_parameters(kGolden + "/model.safetensors", parameters);   // the bare file
+  load_parameters(kGolden + "/model.safetensors", parameters);  // the bare file
   // Saved again, every tensor has the bytes of the original, which an independent program wrote.
   const std::string folder = save(0, parameters, config);
   const SafetensorsReader original(kGolden + "/model.safetensors"), again(folder + "/model.safetensors");
@@ -324,13 +334,14 @@ TEST_F(Checkpoint, ReadsTheGoldenModel) {
     EXPECT_EQ(bytes(a, entry), bytes(b, *copy)) << entry.name;
   }
   // And our config.json says what the golden one says.
-  const Json ours = Json::parse(gpt2_config_json(config)), theirs = Json::parse(read_file(kGolden + "/config.json"));
+  const Json ours = Json::parse(gpt2_config_json(config)),
+             theirs = Json::parse(read_file(kGolden + "/config.json"));
   for (const auto& [key, value] : theirs.items()) EXPECT_EQ(ours.value(key, Json("none")), value) << key;
   const Shards tokens(kGolden + "/tokens.bin", config.V);
   EXPECT_EQ(tokens.size(), 2141);
   std::vector<int32_t> ids(2141);
-  tokens.copy(0, 2141, ids.data());   // all inside the vocabulary
-  EXPECT_EQ(ids[0], 60);              // a document starts
+  tokens.copy(0, 2141, ids.data());  // all inside the vocabulary
+  EXPECT_EQ(ids[0], 60);             // a document starts
 }
 
 TEST_F(Checkpoint, AcceptsWhatHuggingFaceFilesHold) {
@@ -340,7 +351,8 @@ TEST_F(Checkpoint, AcceptsWhatHuggingFaceFilesHold) {
   loaded.allocate(ctx_, false);
   number(parameters);
   float mask[4] = {1, 0, 1, 1}, masked = -1e4f;
-  const auto write = [&](const std::string& prefix, bool extras, const std::function<void(std::vector<NamedTensor>&)>& change) {
+  const auto write = [&](const std::string& prefix, bool extras,
+                         const std::function<void(std::vector<NamedTensor>&)>& change) {
     std::vector<NamedTensor> tensors;
     for (const Parameter& p : parameters) tensors.push_back({prefix + p.name, p.value, p.transposed_on_disk});
     if (extras) {
@@ -357,17 +369,26 @@ TEST_F(Checkpoint, AcceptsWhatHuggingFaceFilesHold) {
       for (Parameter& p : loaded) std::memset(p.value.data, 0, static_cast<size_t>(p.value.bytes()));
       load_parameters(path("model.safetensors"), loaded);
       for (const Parameter& p : parameters)
-        EXPECT_EQ(std::memcmp(p.value.data, loaded.at(p.name).value.data, static_cast<size_t>(p.value.bytes())), 0);
+        EXPECT_EQ(
+            std::memcmp(p.value.data, loaded.at(p.name).value.data, static_cast<size_t>(p.value.bytes())), 0);
     }
-  const auto refused = [&](std::initializer_list<std::string> parts, const std::function<void(std::vector<NamedTensor>&)>& change) {
+  const auto refused = [&](std::initializer_list<std::string> parts,
+                           const std::function<void(std::vector<NamedTensor>&)>& change) {
     write("transformer.", false, change);
     expect_error<RunError>([&] { load_parameters(path("model.safetensors"), loaded); }, parts);
   };
-  std::vector<float> untied(parameters.at("wte.weight").value.floats().begin(), parameters.at("wte.weight").value.floats().end());
+  std::vector<float> untied(parameters.at("wte.weight").value.floats().begin(),
+                            parameters.at("wte.weight").value.floats().end());
   untied[13] += 1;
-  refused({"lm_head.weight", "tied", "model.safetensors"}, [&](auto& t) { t.push_back({"lm_head.weight", Tensor(untied.data(), {11, 6})}); });
-  refused({"'transformer.h.2.ln_1.weight'", "not part"}, [&](auto& t) { t.push_back({"transformer.h.2.ln_1.weight", Tensor(mask, {4})}); });
-  refused({"'h.2.attn.bias'", "not part"}, [&](auto& t) { t.push_back({"h.2.attn.bias", Tensor(mask, {4})}); });
+  refused({"lm_head.weight", "tied", "model.safetensors"}, [&](auto& t) {
+    t.push_back({"lm_head.weight", Tensor(untied.data(), {11, 6})});
+  });
+  refused({"'transformer.h.2.ln_1.weight'", "not part"}, [&](auto& t) {
+    t.push_back({"transformer.h.2.ln_1.weight", Tensor(mask, {4})});
+  });
+  refused({"'h.2.attn.bias'", "not part"}, [&](auto& t) {
+    t.push_back({"h.2.attn.bias", Tensor(mask, {4})});
+  });
   refused({"'wte.weight'", "not part"}, [&](auto& t) { t.push_back({"wte.weight", Tensor(mask, {4})}); });
   refused({"'transformer.ln_f.bias'", "missing"}, [&](auto& t) { t.pop_back(); });
   refused({"'transformer.h.0.attn.c_proj.weight'", "(6, 3)", "(6, 6)"}, [&](auto& t) {
@@ -387,8 +408,9 @@ TEST_F(Checkpoint, MorePositionsOnDiskThanInTheTable) {
   ParameterTable loaded(shorter);
   loaded.allocate(ctx_, false);
   load_parameters(folder, loaded);
-  EXPECT_EQ(std::memcmp(loaded.at("wpe.weight").value.data, parameters.at("wpe.weight").value.data, 3 * 6 * 4), 0);
-  fs::remove(folder + "/config.json");   // then nobody says that this is meant
+  EXPECT_EQ(
+      std::memcmp(loaded.at("wpe.weight").value.data, parameters.at("wpe.weight").value.data, 3 * 6 * 4), 0);
+  fs::remove(folder + "/config.json");  // then nobody says that this is meant
   EXPECT_FALSE(has_config(folder));
   expect_error<RunError>([&] { load_parameters(folder, loaded); }, {"'wpe.weight'", "(5, 6)", "(3, 6)"});
   expect_error<RunError>([&] { load_config(folder); }, {"config.json", "No such file"});
@@ -409,8 +431,10 @@ TEST_F(Checkpoint, NewestPassesOverWhatIsNotComplete) {
       fs::remove_all(later);
       fs::copy(good, later);
       EXPECT_EQ(newest_checkpoint(path("run")), later);
-      if (missing) fs::remove(later + "/" + damage);
-      else fs::resize_file(later + "/" + damage, fs::file_size(later + "/" + damage) - 4);
+      if (missing)
+        fs::remove(later + "/" + damage);
+      else
+        fs::resize_file(later + "/" + damage, fs::file_size(later + "/" + damage) - 4);
       std::vector<std::string> passed_over;
       EXPECT_EQ(newest_checkpoint(path("run"), &passed_over), good) << damage;
       ASSERT_EQ(passed_over.size(), 1u);
@@ -432,7 +456,8 @@ TEST_F(Checkpoint, KeepsTheLastOnesAndRefusesTakenNames) {
   parameters.allocate(ctx_, false);
   for (const int64_t step : std::vector<int64_t>{0, 5, 10, 15}) save(step, parameters, config, /*keep=*/2);
   std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(path("run/checkpoints"))) names.insert(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(path("run/checkpoints")))
+    names.insert(entry.path().filename());
   EXPECT_EQ(names, (std::set<std::string>{"step-00000010", "step-00000015"}));
 
   const std::string before = read_file(path("run/checkpoints/step-00000015/model.safetensors"));
@@ -444,15 +469,17 @@ TEST_F(Checkpoint, KeepsTheLastOnesAndRefusesTakenNames) {
   EXPECT_FALSE(fs::exists(path("run/checkpoints/step-00000015.tmp")));
   EXPECT_EQ(newest_checkpoint(path("run")), path("run/checkpoints/step-00000015"));
   write_file("file", "");
-  expect_error<RunError>([&] { save(1, parameters, config, 0, Existing::refuse, path("file")); }, {"file/checkpoints"});
+  expect_error<RunError>([&] { save(1, parameters, config, 0, Existing::refuse, path("file")); },
+                         {"file/checkpoints"});
 }
 
 TEST_F(Checkpoint, ConfigsThatAreNotOurGpt2AreRefusedByField) {
   const Json good = Json::parse(gpt2_config_json(small()));
   const auto parse = [](const Json& json) { return parse_gpt2_config(json.dump(), "dir/config.json"); };
   EXPECT_EQ(parse(good), small());
-  for (const char* optional : {"_name_or_path", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings",
-                               "scale_attn_weights", "architectures", "bos_token_id"}) {
+  for (const char* optional :
+       {"_name_or_path", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings",
+        "scale_attn_weights", "architectures", "bos_token_id"}) {
     Json json = good;
     json.erase(optional);
     EXPECT_NO_THROW(parse(json)) << optional;
@@ -462,24 +489,35 @@ TEST_F(Checkpoint, ConfigsThatAreNotOurGpt2AreRefusedByField) {
     json.erase(needed);
     expect_error<RunError>([&] { parse(json); }, {"dir/config.json", fmt::format("'{}' is missing", needed)});
   }
-  const std::vector<std::pair<std::string, Json>> wrong{
-      {"model_type", "llama"}, {"n_layer", 0}, {"n_layer", "2"}, {"n_layer", 2.5}, {"n_layer", -2}, {"n_layer", 1000000},
-      {"n_embd", 1 << 30}, {"vocab_size", uint64_t{1} << 63}, {"n_inner", 25}, {"activation_function", "gelu"},
-      {"layer_norm_epsilon", 1e-6}, {"tie_word_embeddings", false}, {"scale_attn_weights", false},
-      {"scale_attn_by_inverse_layer_idx", true}, {"add_cross_attention", true}};
+  const std::vector<std::pair<std::string, Json>> wrong{{"model_type", "llama"},
+                                                        {"n_layer", 0},
+                                                        {"n_layer", "2"},
+                                                        {"n_layer", 2.5},
+                                                        {"n_layer", -2},
+                                                        {"n_layer", 1000000},
+                                                        {"n_embd", 1 << 30},
+                                                        {"vocab_size", uint64_t{1} << 63},
+                                                        {"n_inner", 25},
+                                                        {"activation_function", "gelu"},
+                                                        {"layer_norm_epsilon", 1e-6},
+                                                        {"tie_word_embeddings", false},
+                                                        {"scale_attn_weights", false},
+                                                        {"scale_attn_by_inverse_layer_idx", true},
+                                                        {"add_cross_attention", true}};
   for (const auto& [key, value] : wrong) {
     Json json = good;
     json[key] = value;
     expect_error<RunError>([&] { parse(json); }, {"dir/config.json", "'" + key + "'"});
   }
   Json json = good;
-  json["n_head"] = 4;   // does not divide 6 channels
+  json["n_head"] = 4;  // does not divide 6 channels
   expect_error<RunError>([&] { parse(json); }, {"dir/config.json", "heads"});
   json = good;
   json["_name_or_path"] = "two\nlines";
   EXPECT_EQ(parse(json).name, "gpt2");
   for (const char* text : {"", "[]", "{\"n_layer\": 2", "null"})
-    expect_error<RunError>([&] { parse_gpt2_config(text, "dir/config.json"); }, {"dir/config.json", "not a JSON object"});
+    expect_error<RunError>([&] { parse_gpt2_config(text, "dir/config.json"); },
+                           {"dir/config.json", "not a JSON object"});
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
 // data/: token shards, the loader's contract, tokenizers, text preparation.
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,30 +20,21 @@
 #include "data/tokenizer.h"
 #include "error.h"
 #include "model/kernels/tensor.h"
+#include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 
 namespace {
 
-/// A folder that is gone after the test.
+/// With shards of all kinds in a temporary folder.
 class Data : public ::testing::Test {
  protected:
-  Data() : folder_(fs::temp_directory_path() / fmt::format("anthology_data_{}", ::getpid())) {
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  ~Data() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
-  void write_file(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path(name), std::ios::binary) << bytes;
-  }
-  std::string read_file(const std::string& name) const {
-    std::ifstream file(path(name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
+  std::string path(const std::string& name) const { return folder_.path(name); }
+  void write_file(const std::string& name, const std::string& bytes) const { folder_.write(name, bytes); }
+  std::string read_file(const std::string& name) const { return folder_.read(name); }
   // A shard from raw parts, so that each can be wrong.
-  void raw_shard(const std::string& name, int32_t magic, int32_t version, int32_t count, size_t body_bytes) const {
+  void raw_shard(const std::string& name, int32_t magic, int32_t version, int32_t count,
+                 size_t body_bytes) const {
     std::string bytes(1024, '\0');
     const int32_t header[3] = {magic, version, count};
     std::memcpy(bytes.data(), header, sizeof header);
@@ -68,29 +58,16 @@ class Data : public ::testing::Test {
     counting_shards(sizes);
     return {path("count_*.bin"), kAnyVocabulary};
   }
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
-// Runs f, which must throw E with one line that holds all the parts.
-template <typename E, typename F>
-void expect_error(F&& f, std::initializer_list<std::string> parts) {
-  try {
-    f();
-    ADD_FAILURE() << "no error";
-  } catch (const E& error) {
-    const std::string message = error.what();
-    for (const std::string& part : parts) EXPECT_NE(message.find(part), std::string::npos) << part << " in: " << message;
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-  }
-}
-
-// ---- Shards ---------------------------------------------------------------------------------------------------------
+// ---- Shards
 
 TEST_F(Data, ShardHasTheDocumentedBytes) {
   shard("a.bin", {7, 65535, 258});
   const std::string bytes = read_file("a.bin");
   ASSERT_EQ(bytes.size(), 1024u + 6);
-  const unsigned char header[] = {0x88, 0xd8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0};   // 20240520, 1, 3
+  const unsigned char header[] = {0x88, 0xd8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0};  // 20240520, 1, 3
   EXPECT_EQ(std::memcmp(bytes.data(), header, sizeof header), 0);
   EXPECT_EQ(bytes.find_first_not_of('\0', 12), 1024u);
   EXPECT_EQ(bytes.substr(1024), std::string("\x07\x00\xff\xff\x02\x01", 6));
@@ -104,7 +81,7 @@ TEST_F(Data, ShardsFormOneStreamAcrossBoundaries) {
       std::vector<int32_t> got(static_cast<size_t>(count) + 1, -5);
       shards.copy(start, count, got.data());
       for (int64_t i = 0; i < count; ++i) ASSERT_EQ(got[static_cast<size_t>(i)], start + i);
-      ASSERT_EQ(got.back(), -5);   // nothing beyond the end
+      ASSERT_EQ(got.back(), -5);  // nothing beyond the end
       shards.read_ahead(start, count + 100);
     }
   int32_t one = 0;
@@ -161,7 +138,8 @@ TEST_F(Data, IdsOutsideOfTheVocabularyAreNamed) {
 
 TEST_F(Data, ShardWriterNeverOverwrites) {
   write_file("mine.bin", "precious");
-  expect_error<RunError>([&] { ShardWriter writer(path("mine.bin")); }, {"mine.bin", "nothing is overwritten"});
+  expect_error<RunError>([&] { ShardWriter writer(path("mine.bin")); },
+                         {"mine.bin", "nothing is overwritten"});
   ShardWriter late(path("late.bin"));
   write_file("late.bin", "came meanwhile");
   expect_error<RunError>([&] { late.finish(); }, {"late.bin"});
@@ -178,10 +156,11 @@ TEST_F(Data, FingerprintSeesCountsAndTokens) {
   EXPECT_EQ(a, Shards(path("count_*.bin"), kAnyVocabulary).fingerprint());
   EXPECT_NE(a, Shards(path("count_000.bin"), kAnyVocabulary).fingerprint());
   shard("other.bin", std::vector<uint16_t>(40, 3));
-  EXPECT_NE(Shards(path("other.bin"), 4).fingerprint(), Shards(path("count_000.bin"), kAnyVocabulary).fingerprint());
+  EXPECT_NE(Shards(path("other.bin"), 4).fingerprint(),
+            Shards(path("count_000.bin"), kAnyVocabulary).fingerprint());
 }
 
-// ---- Loader ---------------------------------------------------------------------------------------------------------
+// ---- Loader
 
 struct Rows {
   std::vector<int32_t> inputs, targets;
@@ -196,9 +175,9 @@ Rows fill(const Loader& loader, int64_t step, int64_t first, int64_t rows) {
 }
 
 TEST_F(Data, BatchesAreInOrderAndStartOver) {
-  const Shards shards = counting({13, 1, 20, 3});   // 37 tokens
+  const Shards shards = counting({13, 1, 20, 3});  // 37 tokens
   const Loader loader(shards, {.rows = 3, .T = 4});
-  EXPECT_EQ(loader.batches_per_epoch(), 3);         // 36 / 12, the 37th is the last target
+  EXPECT_EQ(loader.batches_per_epoch(), 3);  // 36 / 12, the 37th is the last target
   EXPECT_EQ(loader.chunks(), 9);
   for (const int64_t step : std::vector<int64_t>{0, 1, 2, 3, 4, 3'000'000'000'000}) {
     const Rows got = fill(loader, step, 0, 3);
@@ -233,11 +212,11 @@ TEST_F(Data, TheSplitOfABatchNeverChangesItsData) {
 }
 
 TEST_F(Data, ShuffledEpochsHoldEveryChunkOnceInAnotherOrder) {
-  const Shards shards = counting({100, 77, 30});   // 207 tokens: 41 chunks of 5
+  const Shards shards = counting({100, 77, 30});  // 207 tokens: 41 chunks of 5
   const Loader loader(shards, {.rows = 4, .T = 5, .shuffle = true, .seed = 3});
   const Loader other_batch(shards, {.rows = 1, .T = 5, .shuffle = true, .seed = 3});
   const Loader other_seed(shards, {.rows = 1, .T = 5, .shuffle = true, .seed = 4});
-  std::vector<int32_t> order;   // first tokens of the rows of three epochs
+  std::vector<int32_t> order;  // first tokens of the rows of three epochs
   for (int64_t j = 0; j < 3 * 41; ++j) {
     const Rows row = fill(loader, j / 4, j % 4, 1);
     for (size_t i = 0; i < 5; ++i) {
@@ -256,7 +235,8 @@ TEST_F(Data, ShuffledEpochsHoldEveryChunkOnceInAnotherOrder) {
   }
   EXPECT_FALSE(std::equal(order.begin(), order.begin() + 41, order.begin() + 41));
   int same = 0;
-  for (int64_t j = 0; j < 41; ++j) same += fill(other_seed, j, 0, 1).inputs[0] == order[static_cast<size_t>(j)];
+  for (int64_t j = 0; j < 41; ++j)
+    same += fill(other_seed, j, 0, 1).inputs[0] == order[static_cast<size_t>(j)];
   EXPECT_LT(same, 10);
 }
 
@@ -272,7 +252,7 @@ TEST(Permute, IsABijectionOfEverySize) {
       }
     }
   EXPECT_THROW(permute(5, 5, 0), ShapeError);
-  EXPECT_LT(permute(0, INT64_MAX, 9), INT64_MAX);   // the largest domain
+  EXPECT_LT(permute(0, INT64_MAX, 9), INT64_MAX);  // the largest domain
 }
 
 // Every element lands everywhere about equally often: chi-square over 4096 keys, 16 cells, far outside at 60.
@@ -288,7 +268,8 @@ TEST(Permute, IsUniformOverKeys) {
 
 TEST_F(Data, TooFewTokensSaysHowMany) {
   const Shards shards = counting({24});
-  expect_error<RunError>([&] { Loader(shards, {.rows = 3, .T = 8}); }, {"24 tokens", "needs 25", "count_*.bin"});
+  expect_error<RunError>([&] { Loader(shards, {.rows = 3, .T = 8}); },
+                         {"24 tokens", "needs 25", "count_*.bin"});
   EXPECT_EQ(Loader(shards, {.rows = 1, .T = 23}).batches_per_epoch(), 1);
   shard("zero.bin", {});
   const Shards none(path("zero.bin"), 2);
@@ -312,14 +293,14 @@ TEST_F(Data, BatchReaderGivesWhatFillGives) {
     for (int64_t step = 5; step < 60; ++step) {
       EXPECT_EQ(reader.step(), step);
       const BatchReader::Batch batch = reader.next();
-      if (step % 7 == 0) ::usleep(2000);   // time for the thread to run ahead, which must not touch this batch
+      if (step % 7 == 0) ::usleep(2000);  // time for the thread to run ahead, which must not touch this batch
       const Rows expected = fill(loader, step, 1, 2);
       ASSERT_TRUE(std::equal(expected.inputs.begin(), expected.inputs.end(), batch.inputs)) << step;
       ASSERT_TRUE(std::equal(expected.targets.begin(), expected.targets.end(), batch.targets)) << step;
     }
   }
   const Loader loader(shards, {.rows = 4, .T = 7});
-  for (int i = 0; i < 50; ++i) BatchReader(loader, i);   // ends at once, whatever the thread is doing
+  for (int i = 0; i < 50; ++i) BatchReader(loader, i);  // ends at once, whatever the thread is doing
 }
 
 TEST_F(Data, BatchReaderReportsABadTokenAtItsStep) {
@@ -329,12 +310,12 @@ TEST_F(Data, BatchReaderReportsABadTokenAtItsStep) {
   const Shards shards(path("bad.bin"), 4);
   const Loader loader(shards, {.rows = 2, .T = 4});
   BatchReader reader(loader, 0);
-  for (int step = 0; step < 3; ++step) EXPECT_EQ(reader.next().inputs[0], 3);   // targets end at token 24
+  for (int step = 0; step < 3; ++step) EXPECT_EQ(reader.next().inputs[0], 3);  // targets end at token 24
   for (int again = 0; again < 2; ++again)
     expect_error<RunError>([&] { reader.next(); }, {"bad.bin", "id 9", "position 25"});
 }
 
-// ---- Tokenizer ------------------------------------------------------------------------------------------------------
+// ---- Tokenizer
 
 TEST_F(Data, ByteTokenizerRoundTrip) {
   const auto tokenizer = make_tokenizer("byte");
@@ -347,16 +328,16 @@ TEST_F(Data, ByteTokenizerRoundTrip) {
   ids.push_back(tokenizer->end_of_text());
   EXPECT_EQ(tokenizer->decode(ids), all);
   EXPECT_EQ(tokenizer->vocab_size(), 257);
-  EXPECT_EQ(tokenizer->encode("<|endoftext|>").size(), 13u);   // text never makes the special id
+  EXPECT_EQ(tokenizer->encode("<|endoftext|>").size(), 13u);  // text never makes the special id
   EXPECT_THROW(tokenizer->decode(257), RunError);
   EXPECT_THROW(tokenizer->decode(-1), RunError);
 }
 
 TEST_F(Data, TokenizerFiles) {
   const auto tokenizer = make_tokenizer("byte");
-  tokenizer->save(folder_);
+  tokenizer->save(folder_.path());
   EXPECT_EQ(read_file("tokenizer.json"), "{\"type\":\"byte\",\"vocab_size\":257,\"end_of_text\":256}\n");
-  EXPECT_EQ(load_tokenizer(folder_)->name(), "byte");
+  EXPECT_EQ(load_tokenizer(folder_.path())->name(), "byte");
   shard("t.bin", {1});
   EXPECT_EQ(find_tokenizer(path("*.bin"))->name(), "byte");
   for (const auto& [text, part] : std::vector<std::pair<std::string, std::string>>{
@@ -369,17 +350,17 @@ TEST_F(Data, TokenizerFiles) {
            {"{\"type\":\"byte\",\"vocab_size\":256,\"end_of_text\":256}", "'vocab_size'"},
            {"{\"type\":\"byte\",\"vocab_size\":257}", "'end_of_text'"}}) {
     write_file("tokenizer.json", text);
-    expect_error<RunError>([&] { load_tokenizer(folder_); }, {"tokenizer.json", part});
+    expect_error<RunError>([&] { load_tokenizer(folder_.path()); }, {"tokenizer.json", part});
   }
   fs::remove(path("tokenizer.json"));
   EXPECT_EQ(find_tokenizer(path("t.bin")), nullptr);
   expect_error<RunError>([&] { find_tokenizer(path("none*")); }, {"none*"});
-  expect_error<RunError>([&] { load_tokenizer(folder_); }, {"tokenizer.json", "No such file"});
+  expect_error<RunError>([&] { load_tokenizer(folder_.path()); }, {"tokenizer.json", "No such file"});
   expect_error<UsageError>([&] { make_tokenizer("gpt2"); }, {"not available yet", "--tokenizer", "byte"});
   expect_error<UsageError>([&] { make_tokenizer("x"); }, {"'x'", "--tokenizer", "byte"});
 }
 
-// ---- Prepare --------------------------------------------------------------------------------------------------------
+// ---- Prepare
 
 // What a folder's shards say as text, "|" for end of text.
 std::string text_of(const std::string& pattern) {
@@ -393,9 +374,11 @@ std::string text_of(const std::string& pattern) {
 }
 
 TEST_F(Data, PrepareSplitsDocumentsAndValidation) {
-  write_file("a.txt", "one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>\n a <|endoftext|> inside\n");
+  write_file("a.txt",
+             "one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>\n a <|endoftext|> inside\n");
   write_file("b.txt", "<|endoftext|>\r\nwindows\r\n<|endoftext|>\r\nlast<|endoftext|>\n<|endoftext|>");
-  const PrepareReport report = prepare({.texts = {path("a.txt"), path("b.txt")}, .out = path("out"), .val_fraction = 0.2});
+  const PrepareReport report =
+      prepare({.texts = {path("a.txt"), path("b.txt")}, .out = path("out"), .val_fraction = 0.2});
   EXPECT_EQ(text_of(path("out/train_*.bin")), "|one|two\nlines| a <|endoftext|> inside\n|windows");
   EXPECT_EQ(text_of(path("out/val_*.bin")), "|last<|endoftext|>");
   EXPECT_EQ(report.documents, 5);
@@ -416,8 +399,8 @@ TEST_F(Data, PrepareTakesWholeDocumentsUntilTheFraction) {
   EXPECT_EQ(val_of(0.15), "|iiiiiiiiii|jjjjjjjjjj");
   EXPECT_EQ(val_of(1e-9), "|jjjjjjjjjj");
   EXPECT_EQ(val_of(0.2), "|iiiiiiiiii|jjjjjjjjjj");
-  EXPECT_EQ(val_of(0.999).size(), 9u * 11);   // training keeps a document
-  EXPECT_EQ(val_of(0), "");                   // and the val shards of the last run are gone
+  EXPECT_EQ(val_of(0.999).size(), 9u * 11);  // training keeps a document
+  EXPECT_EQ(val_of(0), "");                  // and the val shards of the last run are gone
 }
 
 TEST_F(Data, PrepareSplitsASingleDocumentAtALine) {
@@ -434,14 +417,15 @@ TEST_F(Data, PrepareSplitsASingleDocumentAtALine) {
   prepare({.texts = {path("c.txt")}, .out = path("out")});
   EXPECT_EQ(text_of(path("out/train_*.bin")) + text_of(path("out/val_*.bin")), "|x|y");
   write_file("d.txt", "x");
-  expect_error<RunError>([&] { prepare({.texts = {path("d.txt")}, .out = path("out")}); }, {"d.txt", "--val-fraction 0"});
-  EXPECT_EQ(text_of(path("out/train_*.bin")), "|x");   // the older result is intact
+  expect_error<RunError>([&] { prepare({.texts = {path("d.txt")}, .out = path("out")}); },
+                         {"d.txt", "--val-fraction 0"});
+  EXPECT_EQ(text_of(path("out/train_*.bin")), "|x");  // the older result is intact
 }
 
 TEST_F(Data, PrepareIsTheSameForAnyThreadsAndShards) {
   std::mt19937 random(5);
   std::string text;
-  for (int document = 0; document < 40; ++document) {   // sizes from bytes to several pieces
+  for (int document = 0; document < 40; ++document) {  // sizes from bytes to several pieces
     const size_t size = document % 10 == 0 ? 3'000'000 : random() % 5000 + 1;
     for (size_t i = 0; i < size; ++i) text += static_cast<char>(random() % 256);
     text += "\n<|endoftext|>\n";
@@ -455,11 +439,15 @@ TEST_F(Data, PrepareIsTheSameForAnyThreadsAndShards) {
     last = fraction;
   });
   EXPECT_DOUBLE_EQ(last, 1);
-  const PrepareReport report = prepare({.texts = {path("a.txt")}, .out = path("many"), .val_fraction = 0.3,
-                                        .shard_tokens = 1'034'567, .threads = 5});
+  const PrepareReport report = prepare({.texts = {path("a.txt")},
+                                        .out = path("many"),
+                                        .val_fraction = 0.3,
+                                        .shard_tokens = 1'034'567,
+                                        .threads = 5});
   EXPECT_GT(report.train_shards, 5);
   for (const char* kind : {"train", "val"}) {
-    const Shards a(path(fmt::format("one/{}_*.bin", kind)), 257), b(path(fmt::format("many/{}_*.bin", kind)), 257);
+    const Shards a(path(fmt::format("one/{}_*.bin", kind)), 257),
+        b(path(fmt::format("many/{}_*.bin", kind)), 257);
     ASSERT_EQ(a.size(), b.size());
     std::vector<int32_t> x(static_cast<size_t>(a.size())), y(x);
     a.copy(0, a.size(), x.data());
@@ -481,7 +469,7 @@ TEST_F(Data, PrepareReplacesItsOwnFilesOnly) {
   EXPECT_FALSE(is_prepared(options));
   EXPECT_TRUE(fs::exists(path("out/train_000001.bin")));
   prepare(options);
-  EXPECT_FALSE(fs::exists(path("out/train_000001.bin")));   // the longer series is gone
+  EXPECT_FALSE(fs::exists(path("out/train_000001.bin")));  // the longer series is gone
   EXPECT_TRUE(is_prepared(options));
   write_file("a.txt", "another text\nand more\n");
   EXPECT_FALSE(is_prepared(options));
@@ -492,7 +480,7 @@ TEST_F(Data, PrepareReplacesItsOwnFilesOnly) {
   expect_error<RunError>([&] { prepare(options); }, {"out/train_000007.bin", "did not make"});
   EXPECT_EQ(text_of(path("out/train_000000.bin")), "|another text\n");
   fs::remove(path("out/train_000007.bin"));
-  fs::remove(path("out/prepare.json"));   // then everything there is somebody else's
+  fs::remove(path("out/prepare.json"));  // then everything there is somebody else's
   expect_error<RunError>([&] { prepare(options); }, {"did not make", "--out"});
   write_file("out/prepare.json", "{\"my\": \"own\"}");
   expect_error<RunError>([&] { prepare(options); }, {"prepare.json"});
@@ -529,19 +517,20 @@ TEST_F(Data, PrepareRefusesBadInput) {
   expect_error<UsageError>([&] { with([](auto& o) { o.val_fraction = -0.1; }); }, {"--val-fraction"});
   expect_error<UsageError>([&] { with([](auto& o) { o.val_fraction = std::nan(""); }); }, {"--val-fraction"});
   expect_error<UsageError>([&] { with([](auto& o) { o.shard_tokens = 0; }); }, {"--shard-tokens"});
-  expect_error<UsageError>([&] { with([](auto& o) { o.shard_tokens = int64_t{1} << 31; }); }, {"--shard-tokens"});
+  expect_error<UsageError>([&] { with([](auto& o) { o.shard_tokens = int64_t{1} << 31; }); },
+                           {"--shard-tokens"});
   expect_error<UsageError>([&] { with([](auto& o) { o.tokenizer = "gpt2"; }); }, {"not available yet"});
   expect_error<RunError>([&] { with([&](auto& o) { o.texts = {path("gone.txt")}; }); }, {"gone.txt"});
-  EXPECT_FALSE(fs::exists(path("out")));   // none of these made anything
-  expect_error<RunError>([&] { with([&](auto& o) { o.texts.push_back(path("blank.txt")); }); }, {"blank.txt", "empty"});
+  EXPECT_FALSE(fs::exists(path("out")));  // none of these made anything
+  expect_error<RunError>([&] { with([&](auto& o) { o.texts.push_back(path("blank.txt")); }); },
+                         {"blank.txt", "empty"});
   expect_error<RunError>([&] { with([&](auto& o) { o.out = path("a.txt/x"); }); }, {"a.txt/x"});
 }
 
 TEST_F(Data, PrepareOnAFullDiskKeepsTheOldShards) {
   const std::string disk = path("disk");
-  fs::create_directory(disk);
-  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=256k") != 0)
-    GTEST_SKIP() << "cannot mount a small disk here (needs root)";
+  const TinyDisk tiny(disk, "256k");
+  if (!tiny.mounted()) GTEST_SKIP() << "cannot mount a small disk here (needs root)";
   write_file("small.txt", "small text\nsecond line\n");
   write_file("large.txt", std::string(200'000, 'x'));
   prepare({.texts = {path("small.txt")}, .out = disk});
@@ -550,7 +539,6 @@ TEST_F(Data, PrepareOnAFullDiskKeepsTheOldShards) {
   EXPECT_EQ(text_of(disk + "/train_*.bin"), "|small text\n");
   EXPECT_FALSE(fs::exists(disk + "/prepare.tmp"));
   EXPECT_TRUE(is_prepared({.texts = {path("small.txt")}, .out = disk}));
-  ::umount2(disk.c_str(), MNT_DETACH);
 }
 
 }  // namespace

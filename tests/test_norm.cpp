@@ -10,17 +10,22 @@
 namespace {
 using nlohmann::json;
 
-constexpr NormKind kMatrixNorms[] = {NormKind::frobenius, NormKind::l1_linf,  NormKind::scaled_l1_linf, NormKind::l2_l2,
-                                     NormKind::rms_rms,   NormKind::l1_l2,    NormKind::l1_rms,         NormKind::l2_linf,
-                                     NormKind::rms_linf,  NormKind::l1_l1,    NormKind::linf_linf};
+constexpr NormKind kMatrixNorms[] = {NormKind::frobenius, NormKind::l1_linf,  NormKind::scaled_l1_linf,
+                                     NormKind::l2_l2,     NormKind::rms_rms,  NormKind::l1_l2,
+                                     NormKind::l1_rms,    NormKind::l2_linf,  NormKind::rms_linf,
+                                     NormKind::l1_l1,     NormKind::linf_linf};
 
 Matrix dualized(Context& ctx, NormKind kind, Matrix g, bool transposed = false) {
   Matrix out(g.rows, g.cols);
   dualize(ctx, {.out = out.tensor(), .g = g.tensor(), .norm = kind, .transposed = transposed});
   return out;
 }
-double norm_of(Context& ctx, NormKind kind, Matrix w) { return norm(ctx, kind, w.tensor()); }
-double dual_of(Context& ctx, NormKind kind, Matrix g) { return dual_norm(ctx, kind, g.tensor()); }
+double norm_of(Context& ctx, NormKind kind, Matrix w) {
+  return norm(ctx, kind, w.tensor());
+}
+double dual_of(Context& ctx, NormKind kind, Matrix g) {
+  return dual_norm(ctx, kind, g.tensor());
+}
 
 /// An orthogonal matrix: the polar factor of a random one.
 Matrix random_orthogonal(Context& ctx, int64_t n, uint32_t seed) {
@@ -29,11 +34,11 @@ Matrix random_orthogonal(Context& ctx, int64_t n, uint32_t seed) {
 
 /// Names in the expected numbers.
 const std::pair<const char*, NormKind> kGoldenNames[] = {
-    {"frobenius", NormKind::frobenius},         {"l1_to_linf_maxabs", NormKind::l1_linf},
-    {"l2_to_l2_spectral", NormKind::l2_l2},     {"rms_to_rms", NormKind::rms_rms},
-    {"l1_to_l2_maxcol", NormKind::l1_l2},       {"l1_to_rms", NormKind::l1_rms},
-    {"l2_to_linf_maxrow", NormKind::l2_linf},   {"rms_to_linf", NormKind::rms_linf},
-    {"l1_to_l1_maxcolsum", NormKind::l1_l1},    {"linf_to_linf_maxrowsum", NormKind::linf_linf},
+    {"frobenius", NormKind::frobenius},           {"l1_to_linf_maxabs", NormKind::l1_linf},
+    {"l2_to_l2_spectral", NormKind::l2_l2},       {"rms_to_rms", NormKind::rms_rms},
+    {"l1_to_l2_maxcol", NormKind::l1_l2},         {"l1_to_rms", NormKind::l1_rms},
+    {"l2_to_linf_maxrow", NormKind::l2_linf},     {"rms_to_linf", NormKind::rms_linf},
+    {"l1_to_l1_maxcolsum", NormKind::l1_l1},      {"linf_to_linf_maxrowsum", NormKind::linf_linf},
     {"scion_sign_head", NormKind::scaled_l1_linf}};
 }  // namespace
 
@@ -51,8 +56,10 @@ TEST(Norm, ExpectedNumbers) {
       // The same matrix stored the other way round.
       Matrix stored = g.transposed();
       EXPECT_NEAR(norm(ctx, kind, stored.tensor(), true) / expected.at("norm").get<double>(), 1, 1e-6);
-      EXPECT_NEAR(dual_norm(ctx, kind, stored.tensor(), true) / expected.at("dual_norm").get<double>(), 1, 1e-6);
-      EXPECT_LT(deviation(dualized(ctx, kind, stored, true).transposed(), Matrix(expected.at("dualize"))), 2e-6);
+      EXPECT_NEAR(dual_norm(ctx, kind, stored.tensor(), true) / expected.at("dual_norm").get<double>(), 1,
+                  1e-6);
+      EXPECT_LT(deviation(dualized(ctx, kind, stored, true).transposed(), Matrix(expected.at("dualize"))),
+                2e-6);
     }
   }
 }
@@ -93,13 +100,15 @@ TEST_P(EveryNorm, HoelderAndNormAxioms) {
   }
 }
 
-TEST_P(EveryNorm, SteepestDescentIsTheMinimum) {   // Proposition 1
+TEST_P(EveryNorm, SteepestDescentIsTheMinimum) {  // Proposition 1
   CpuContext ctx;
   const NormKind kind = GetParam();
   const double lambda = 3;
   const Matrix g = random_matrix(6, 4, 5);
   const double dual = dual_of(ctx, kind, g);
-  const auto q = [&](const Matrix& dw) { return inner(g, dw) + lambda / 2 * std::pow(norm_of(ctx, kind, dw), 2); };
+  const auto q = [&](const Matrix& dw) {
+    return inner(g, dw) + lambda / 2 * std::pow(norm_of(ctx, kind, dw), 2);
+  };
   const Matrix best = scaled(dualized(ctx, kind, g), -dual / lambda);
   EXPECT_NEAR(q(best) / (-dual * dual / (2 * lambda)), 1, 1e-5);
   uint32_t seed = 100;
@@ -125,7 +134,7 @@ TEST_P(EveryNorm, HardInputs) {
   EXPECT_NEAR(norm_of(ctx, kind, tiny) / (1e-20 * norm_of(ctx, kind, g)), 1, 1e-5);
   EXPECT_LT(deviation(dualized(ctx, kind, tiny), dualized(ctx, kind, g)), 1e-5);
 
-  Matrix holes = g;   // a zero row and a zero column
+  Matrix holes = g;  // a zero row and a zero column
   for (int64_t j = 0; j < 3; ++j) holes(2, j) = 0;
   for (int64_t i = 0; i < 4; ++i) holes(i, 1) = 0;
   const Matrix d = dualized(ctx, kind, holes);
@@ -157,7 +166,7 @@ TEST_P(EveryNorm, BatchEqualsOneByOne) {
       EXPECT_EQ(dual_norm(ctx, kind, batch[i], transposed), duals[static_cast<size_t>(i)]);
       dualize(ctx, {.out = copy[i], .g = copy[i], .norm = kind, .transposed = transposed});
     }
-    dualize(ctx, {.out = batch, .g = batch, .norm = kind, .transposed = transposed});   // in place
+    dualize(ctx, {.out = batch, .g = batch, .norm = kind, .transposed = transposed});  // in place
     EXPECT_EQ(all.data, one);
   }
 }
@@ -174,14 +183,17 @@ TEST_P(EveryNorm, ScratchIsWhatIsPublished) {
   }
 }
 
-// Polar factors turn with any rotation of inputs and outputs; signs, columns and rows only with signed permutations.
+// Polar factors turn with any rotation of inputs and outputs; signs, columns and rows only with signed
+// permutations.
 TEST(Norm, OnlyTheSpectralNormIsRotationInvariant) {
   CpuContext ctx;
-  const Matrix g = random_matrix(6, 4, 21), q = random_orthogonal(ctx, 6, 22), p = random_orthogonal(ctx, 4, 23);
+  const Matrix g = random_matrix(6, 4, 21), q = random_orthogonal(ctx, 6, 22),
+               p = random_orthogonal(ctx, 4, 23);
   const Matrix turned = product(product(q, g), p);
   for (const NormKind kind : kMatrixNorms) {
     const Matrix d = product(product(q, dualized(ctx, kind, g)), p);
-    const bool invariant = kind == NormKind::l2_l2 || kind == NormKind::rms_rms || kind == NormKind::frobenius;
+    const bool invariant =
+        kind == NormKind::l2_l2 || kind == NormKind::rms_rms || kind == NormKind::frobenius;
     EXPECT_EQ(deviation(dualized(ctx, kind, turned), d) < 1e-5, invariant) << norm_name(kind);
   }
   Matrix signed_permutation(6, 6);
@@ -194,7 +206,7 @@ TEST(Norm, OnlyTheSpectralNormIsRotationInvariant) {
         << norm_name(kind);
 }
 
-TEST(Norm, Ordering) {   // s_max <= ||W||_F <= sum of singular values
+TEST(Norm, Ordering) {  // s_max <= ||W||_F <= sum of singular values
   CpuContext ctx;
   for (uint32_t seed = 0; seed < 20; ++seed) {
     const Matrix w = random_matrix(5, 9, seed);
@@ -203,8 +215,8 @@ TEST(Norm, Ordering) {   // s_max <= ||W||_F <= sum of singular values
   }
 }
 
-// Proposition 8: ||M||_{l1->lp} = max_j ||col_j||_p and ||M||_{lp->linf} = max_i ||row_i||_{p/(p-1)}, by brute force:
-// no unit vector is stretched more, and some vector is stretched as much.
+// Proposition 8: ||M||_{l1->lp} = max_j ||col_j||_p and ||M||_{lp->linf} = max_i ||row_i||_{p/(p-1)}, by
+// brute force: no unit vector is stretched more, and some vector is stretched as much.
 TEST(Norm, OperatorNormsAgainstRandomVectors) {
   CpuContext ctx;
   const Matrix m = random_matrix(5, 7, 31);
@@ -216,7 +228,9 @@ TEST(Norm, OperatorNormsAgainstRandomVectors) {
     }
     return std::isinf(p) ? largest : std::pow(sum, 1 / p);
   };
-  const auto rms = [&](const Matrix& x) { return power_norm(x, 2) / std::sqrt(static_cast<double>(x.data.size())); };
+  const auto rms = [&](const Matrix& x) {
+    return power_norm(x, 2) / std::sqrt(static_cast<double>(x.data.size()));
+  };
   const double inf = INFINITY;
   const auto p_norm = [&](double p) { return [=](const Matrix& x) { return power_norm(x, p); }; };
   using Measure = std::function<double(const Matrix&)>;
@@ -224,22 +238,26 @@ TEST(Norm, OperatorNormsAgainstRandomVectors) {
     NormKind kind;
     Measure from, to;
   };
-  const Case cases[] = {{NormKind::l1_linf, p_norm(1), p_norm(inf)}, {NormKind::l1_l1, p_norm(1), p_norm(1)},
-                        {NormKind::l1_l2, p_norm(1), p_norm(2)},     {NormKind::l1_rms, p_norm(1), rms},
-                        {NormKind::l2_linf, p_norm(2), p_norm(inf)}, {NormKind::rms_linf, rms, p_norm(inf)},
-                        {NormKind::linf_linf, p_norm(inf), p_norm(inf)}, {NormKind::l2_l2, p_norm(2), p_norm(2)},
+  const Case cases[] = {{NormKind::l1_linf, p_norm(1), p_norm(inf)},
+                        {NormKind::l1_l1, p_norm(1), p_norm(1)},
+                        {NormKind::l1_l2, p_norm(1), p_norm(2)},
+                        {NormKind::l1_rms, p_norm(1), rms},
+                        {NormKind::l2_linf, p_norm(2), p_norm(inf)},
+                        {NormKind::rms_linf, rms, p_norm(inf)},
+                        {NormKind::linf_linf, p_norm(inf), p_norm(inf)},
+                        {NormKind::l2_l2, p_norm(2), p_norm(2)},
                         {NormKind::rms_rms, rms, rms}};
   for (const Case& c : cases) {
     const double value = norm_of(ctx, c.kind, m);
     double best = 0;
     const auto stretch = [&](const Matrix& x) { best = std::max(best, c.to(product(m, x)) / c.from(x)); };
     for (uint32_t seed = 0; seed < 3000; ++seed) stretch(random_matrix(7, 1, seed));
-    for (int64_t j = 0; j < 7; ++j) {   // one-hot attains norms out of l1
+    for (int64_t j = 0; j < 7; ++j) {  // one-hot attains norms out of l1
       Matrix x(7, 1);
       x(j, 0) = 1;
       stretch(x);
     }
-    for (int64_t i = 0; i < 5; ++i) {   // rows and their signs attain norms into linf
+    for (int64_t i = 0; i < 5; ++i) {  // rows and their signs attain norms into linf
       Matrix row(7, 1), signs(7, 1);
       for (int64_t j = 0; j < 7; ++j) {
         row(j, 0) = m(i, j);
@@ -248,7 +266,7 @@ TEST(Norm, OperatorNormsAgainstRandomVectors) {
       stretch(row);
       stretch(signs);
     }
-    Matrix x = random_matrix(7, 1, 77);   // the power method attains l2->l2
+    Matrix x = random_matrix(7, 1, 77);  // the power method attains l2->l2
     for (int i = 0; i < 300; ++i) x = product(product(m.transposed(), m), scaled(x, 1 / power_norm(x, 2)));
     stretch(x);
     EXPECT_LE(best, value * (1 + 1e-5)) << norm_name(c.kind);
@@ -271,7 +289,7 @@ TEST(Norm, NamesRoundTrip) {
   for (const char* name : norm_names()) EXPECT_STREQ(norm_name(norm_kind(name)), name);
 }
 
-TEST(Modular, ExpectedNumbers) {   // Proposition 7
+TEST(Modular, ExpectedNumbers) {  // Proposition 7
   CpuContext ctx;
   const json& numbers = optim_golden().at("modular_norm");
   Matrix embedding(numbers.at("G_embed_storage_vocab_x_d")), linear(numbers.at("G_linear"));
@@ -284,11 +302,11 @@ TEST(Modular, ExpectedNumbers) {   // Proposition 7
   EXPECT_LT(deviation(embedding, Matrix(numbers.at("dW_embed_storage"))), 2e-6);
   EXPECT_LT(deviation(linear, Matrix(numbers.at("dW_linear"))), 2e-6);
   EXPECT_NEAR(modular_norm(ctx, terms) / numbers.at("modular_norm_of_update").get<double>(), 1, 1e-6);
-  for (const ModularTerm& term : terms)   // no layer has slack
+  for (const ModularTerm& term : terms)  // no layer has slack
     EXPECT_NEAR(term.s * norm(ctx, term.norm, term.x, term.transposed) / eta, 1, 1e-6);
 }
 
-TEST(Modular, ScalingTheSensitivities) {   // s -> c s: eta -> eta / c, dW -> dW / c^2
+TEST(Modular, ScalingTheSensitivities) {  // s -> c s: eta -> eta / c, dW -> dW / c^2
   CpuContext ctx;
   const Matrix a = random_matrix(5, 3, 51), b = random_matrix(2, 6, 52);
   const auto run = [&](double c, double sharpness) {
@@ -303,19 +321,20 @@ TEST(Modular, ScalingTheSensitivities) {   // s -> c s: eta -> eta / c, dW -> dW
   EXPECT_NEAR(eta3 * 3 / eta, 1, 1e-9);
   EXPECT_LT(deviation(scaled(x3, 9), x), 1e-6);
   EXPECT_LT(deviation(scaled(y3, 9), y), 1e-6);
-  const auto [eta2, x2, y2] = run(1, 2);   // half the sharpness, twice the step
+  const auto [eta2, x2, y2] = run(1, 2);  // half the sharpness, twice the step
   EXPECT_NEAR(eta2 / eta, 2, 1e-9);
   EXPECT_LT(deviation(x2, scaled(x, 2)), 1e-6);
   EXPECT_LT(deviation(y2, scaled(y, 2)), 1e-6);
 }
 
-// Proposition 6: for a linear map under square loss, lambda = in / out is a true sharpness in the spectral norm, so
-// the step -(out / in) tr(S) U V^T lowers the loss by at least out / (2 in) tr(S)^2, again and again.
+// Proposition 6: for a linear map under square loss, lambda = in / out is a true sharpness in the spectral
+// norm, so the step -(out / in) tr(S) U V^T lowers the loss by at least out / (2 in) tr(S)^2, again and
+// again.
 TEST(Modular, MajorisationOfALinearModel) {
   CpuContext ctx;
   constexpr int64_t kIn = 5, kOut = 3, kSamples = 40;
   Matrix x = random_matrix(kIn, kSamples, 61);
-  for (int64_t n = 0; n < kSamples; ++n) {   // unit RMS inputs
+  for (int64_t n = 0; n < kSamples; ++n) {  // unit RMS inputs
     double squares = 0;
     for (int64_t i = 0; i < kIn; ++i) squares += static_cast<double>(x(i, n)) * x(i, n);
     for (int64_t i = 0; i < kIn; ++i) x(i, n) *= static_cast<float>(std::sqrt(kIn / squares));
@@ -326,14 +345,17 @@ TEST(Modular, MajorisationOfALinearModel) {
     for (size_t i = 0; i < r.data.size(); ++i) r.data[i] -= y.data[i];
     return r;
   };
-  const auto loss = [&](const Matrix& w) { return inner(residual(w), residual(w)) / (2.0 * kSamples * kOut); };
+  const auto loss = [&](const Matrix& w) {
+    return inner(residual(w), residual(w)) / (2.0 * kSamples * kOut);
+  };
   const auto gradient = [&](const Matrix& w) {
     return scaled(product(residual(w), x.transposed()), 1.0 / (kSamples * kOut));
   };
   Matrix w = random_matrix(kOut, kIn, 63);
   const Matrix g = gradient(w);
   for (uint32_t seed = 0; seed < 300; ++seed) {
-    const Matrix step = random_matrix(kOut, kIn, 1000 + seed, std::pow(10.0f, static_cast<float>(seed % 5) - 3));
+    const Matrix step =
+        random_matrix(kOut, kIn, 1000 + seed, std::pow(10.0f, static_cast<float>(seed % 5) - 3));
     Matrix moved = w;
     for (size_t i = 0; i < moved.data.size(); ++i) moved.data[i] += step.data[i];
     const double spectral = norm_of(ctx, NormKind::l2_l2, step);
@@ -344,7 +366,7 @@ TEST(Modular, MajorisationOfALinearModel) {
     Matrix dw = gradient(w);
     const double dual = dual_of(ctx, NormKind::rms_rms, dw);
     const ModularTerm term[] = {{dw.tensor(), NormKind::rms_rms, 1, false}};
-    steepest_descent(ctx, term, /*sharpness=*/1);   // lambda = 1 under RMS->RMS
+    steepest_descent(ctx, term, /*sharpness=*/1);  // lambda = 1 under RMS->RMS
     for (size_t i = 0; i < w.data.size(); ++i) w.data[i] += dw.data[i];
     EXPECT_LE(loss(w), last - dual * dual / 2 + 1e-6 * last);
     last = loss(w);

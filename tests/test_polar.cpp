@@ -15,7 +15,9 @@ Matrix polar_of(Context& ctx, Matrix x, PolarMethod method, int steps = 0) {
   polar(ctx, {.x = x.batch(), .method = method, .steps = steps});
   return x;
 }
-Matrix exact_polar(Context& ctx, const Matrix& x) { return polar_of(ctx, x, PolarMethod::svd); }
+Matrix exact_polar(Context& ctx, const Matrix& x) {
+  return polar_of(ctx, x, PolarMethod::svd);
+}
 
 /// The polynomial of a method on one singular value, in float64.
 double on_scalar(PolarMethod method, double x, int steps = 0) {
@@ -29,7 +31,8 @@ double on_scalar(PolarMethod method, double x, int steps = 0) {
 }
 
 /// A matrix with these singular values, in random directions.
-Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols, const std::vector<double>& values, uint32_t seed) {
+Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols, const std::vector<double>& values,
+                            uint32_t seed) {
   const Matrix u = exact_polar(ctx, random_matrix(rows, static_cast<int64_t>(values.size()), seed));
   Matrix v = exact_polar(ctx, random_matrix(static_cast<int64_t>(values.size()), cols, seed + 1));
   for (int64_t i = 0; i < v.rows; ++i)
@@ -65,8 +68,9 @@ Matrix in_float64(const Matrix& x, PolarMethod method) {
   return out;
 }
 
-constexpr PolarMethod kIterations[] = {PolarMethod::keller5,   PolarMethod::polar_express, PolarMethod::cubic,
-                                       PolarMethod::quintic12, PolarMethod::hybrid,        PolarMethod::modula6};
+constexpr PolarMethod kIterations[] = {PolarMethod::keller5, PolarMethod::polar_express,
+                                       PolarMethod::cubic,   PolarMethod::quintic12,
+                                       PolarMethod::hybrid,  PolarMethod::modula6};
 }  // namespace
 
 TEST(PolarTable, ScalarsAsExpected) {
@@ -75,13 +79,17 @@ TEST(PolarTable, ScalarsAsExpected) {
     const char* name;
     PolarMethod method;
     int steps;
-  } rows[] = {{"keller5", PolarMethod::keller5, 0},     {"hybrid8_2", PolarMethod::hybrid, 0},
-              {"modula6", PolarMethod::modula6, 0},     {"quintic_2_-1.5_0.5_x12", PolarMethod::quintic12, 0},
-              {"cubic_x5", PolarMethod::cubic, 5},      {"cubic_x30", PolarMethod::cubic, 30},
+  } rows[] = {{"keller5", PolarMethod::keller5, 0},
+              {"hybrid8_2", PolarMethod::hybrid, 0},
+              {"modula6", PolarMethod::modula6, 0},
+              {"quintic_2_-1.5_0.5_x12", PolarMethod::quintic12, 0},
+              {"cubic_x5", PolarMethod::cubic, 5},
+              {"cubic_x30", PolarMethod::cubic, 30},
               {"polar_express5_of_x_over_1.02", PolarMethod::polar_express, 0}};
   for (const auto& row : rows)
     for (size_t i = 0; i < numbers.at("x").size(); ++i)
-      EXPECT_NEAR(on_scalar(row.method, numbers.at("x").at(i), row.steps), numbers.at(row.name).at(i), 1e-9) << row.name;
+      EXPECT_NEAR(on_scalar(row.method, numbers.at("x").at(i), row.steps), numbers.at(row.name).at(i), 1e-9)
+          << row.name;
 }
 
 TEST(PolarTable, BandsAsExpected) {
@@ -104,14 +112,15 @@ TEST(PolarTable, BandsAsExpected) {
     }
 }
 
-TEST(PolarTable, CubicRegions) {   // (0, sqrt 3) -> 1; (sqrt 3, 2] -> -1, silently; beyond sqrt 5 it diverges
+TEST(PolarTable, CubicRegions) {  // (0, sqrt 3) -> 1; (sqrt 3, 2] -> -1, silently; beyond sqrt 5 it diverges
   const json& numbers = optim_golden().at("cubic_region");
   for (size_t i = 0; i < numbers.at("sigma0").size(); ++i) {
     const double sigma = numbers.at("sigma0").at(i);
     double x = sigma;
     for (int k = 0; k < 60 && std::fabs(x) < 1e6; ++k) x = on_scalar(PolarMethod::cubic, x, 1);
     const json& expected = numbers.at("after_60").at(i);
-    const bool unstable = std::fabs(sigma - std::sqrt(3.0)) < 1e-6 || std::fabs(sigma - std::sqrt(5.0)) < 1e-6;
+    const bool unstable =
+        std::fabs(sigma - std::sqrt(3.0)) < 1e-6 || std::fabs(sigma - std::sqrt(5.0)) < 1e-6;
     if (expected.is_string()) {
       EXPECT_GT(std::fabs(x), 1e6) << sigma;
     } else if (!unstable) {
@@ -124,8 +133,9 @@ TEST(PolarTable, CubicRegions) {   // (0, sqrt 3) -> 1; (sqrt 3, 2] -> -1, silen
 TEST(Polar, ExpectedMatrices) {
   CpuContext ctx;
   const std::pair<const char*, PolarMethod> rows[] = {
-      {"cubic_20", PolarMethod::cubic},    {"keller5", PolarMethod::keller5}, {"hybrid8_2", PolarMethod::hybrid},
-      {"quintic12", PolarMethod::quintic12}, {"modula6", PolarMethod::modula6}, {"polar_express5", PolarMethod::polar_express}};
+      {"cubic_20", PolarMethod::cubic},   {"keller5", PolarMethod::keller5},
+      {"hybrid8_2", PolarMethod::hybrid}, {"quintic12", PolarMethod::quintic12},
+      {"modula6", PolarMethod::modula6},  {"polar_express5", PolarMethod::polar_express}};
   const json& numbers = optim_golden();
   for (const auto& [name, method] : rows)
     for (const char* example : {"tall_3x2", "wide_2x3"}) {
@@ -167,13 +177,15 @@ TEST(Polar, WideSpectrum) {
     }
 }
 
-TEST(Polar, RankDeficientStaysSmall) {   // directions that are zero stay zero, also through rounding
+TEST(Polar, RankDeficientStaysSmall) {  // directions that are zero stay zero, also through rounding
   CpuContext ctx;
   for (const auto& [rows, cols] : {std::pair{20, 20}, {20, 80}}) {
     const Matrix g = with_singular_values(ctx, rows, cols, {1, 0.7, 0.2}, 3);
     const Matrix exact = in_float64(g, PolarMethod::keller5);
     EXPECT_LT(deviation(polar_of(ctx, g, PolarMethod::keller5), exact), 1e-3);
-    EXPECT_LT(deviation(polar_of(ctx, g, PolarMethod::polar_express), in_float64(g, PolarMethod::polar_express)), 1e-3);
+    EXPECT_LT(
+        deviation(polar_of(ctx, g, PolarMethod::polar_express), in_float64(g, PolarMethod::polar_express)),
+        1e-3);
   }
 }
 
@@ -184,7 +196,8 @@ TEST(Polar, TransposeScaleAndSign) {
       SCOPED_TRACE(polar_schedule(method).name);
       const Matrix g = random_matrix(rows, cols, 5), o = polar_of(ctx, g, method);
       EXPECT_LT(deviation(polar_of(ctx, g.transposed(), method).transposed(), o), 2e-5);
-      for (const double c : {1e-20, 1e-3, 1e6}) EXPECT_LT(deviation(polar_of(ctx, scaled(g, c), method), o), 2e-5) << c;
+      for (const double c : {1e-20, 1e-3, 1e6})
+        EXPECT_LT(deviation(polar_of(ctx, scaled(g, c), method), o), 2e-5) << c;
       EXPECT_LT(deviation(polar_of(ctx, scaled(g, -1), method), scaled(o, -1)), 2e-5);
     }
 }
@@ -203,7 +216,7 @@ TEST(Polar, ExactFactor) {
     double sum = 0;
     for (double value : s) sum += value;
     EXPECT_NEAR(inner(g, p) / sum, 1, 1e-6);
-    const Matrix h = product(p.transposed(), g);   // G = P H, H symmetric positive semi-definite
+    const Matrix h = product(p.transposed(), g);  // G = P H, H symmetric positive semi-definite
     EXPECT_LT(deviation(h.transposed(), h), 1e-5);
     EXPECT_LT(deviation(product(p, h), g), 1e-5);
     for (uint32_t seed = 0; seed < 20; ++seed) {
@@ -221,7 +234,8 @@ TEST(Polar, BatchEqualsOneByOne) {
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{24, 24}, {31, 17}, {16, 70}, {70, 16}})
     for (const PolarMethod method : {PolarMethod::keller5, PolarMethod::cubic, PolarMethod::svd}) {
       Matrix all = random_matrix(5 * rows, cols, 3), alone = all;
-      const Tensor batch{all.data.data(), Shape{5, rows, cols}}, copy{alone.data.data(), Shape{5, rows, cols}};
+      const Tensor batch{all.data.data(), Shape{5, rows, cols}},
+          copy{alone.data.data(), Shape{5, rows, cols}};
       polar(ctx, {.x = batch, .method = method});
       for (int64_t i = 0; i < 5; ++i) polar(ctx, {.x = copy.slice(i, 1), .method = method});
       EXPECT_EQ(all.data, alone.data) << polar_schedule(method).name << " " << rows << " x " << cols;

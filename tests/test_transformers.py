@@ -36,7 +36,7 @@ def check_names(folder, model, info, problems):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
             problems.append(f"from_pretrained reports {kind}: {sorted(map(str, info[kind]))}")
-    # from_pretrained forgives some names in silence (buffers of old versions, ...), so the names are also compared here.
+    # from_pretrained forgives some names in silence (buffers of old versions, ...), so they are also compared here.
     stored = {bare(name): tensor for name, tensor in load_file(os.path.join(folder, "model.safetensors")).items()}
     wanted = {bare(name): tensor for name, tensor in model.state_dict().items()}
     wanted.pop("lm_head.weight", None)  # tied: the same storage as wte.weight
@@ -70,7 +70,8 @@ def check_numbers(model, ours, problems):
     if not difference < LOGITS_TOLERANCE:
         problems.append(f"logits differ by {difference:.2e} of the largest logit, allowed {LOGITS_TOLERANCE:.0e}")
     if not loss_difference < LOSS_TOLERANCE:
-        problems.append(f"loss {ours['loss']:.8g} here, {loss:.8g} there: {loss_difference:.2e}, allowed {LOSS_TOLERANCE:.0e}")
+        problems.append(f"loss {ours['loss']:.8g} from train_gpt, {loss:.8g} from transformers: they differ by "
+                        f"{loss_difference:.2e}, allowed {LOSS_TOLERANCE:.0e}")
     print(f"logits of {tokens.shape[0]} rows of {tokens.shape[1]} tokens differ by {difference:.2e} of the largest, "
           f"the loss by {loss_difference:.2e}")
 

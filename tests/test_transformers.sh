@@ -34,7 +34,8 @@ install_debian_packages() {
   command -v apt-get >/dev/null || skip "no torch for /usr/bin/python3 and no apt-get to install python3-torch with"
   local sudo=""
   if [ "$(id -u)" -ne 0 ]; then
-    sudo -n true 2>/dev/null || skip "python3-torch is not installed; run: sudo apt-get install python3-torch python3-venv"
+    sudo -n true 2>/dev/null ||
+      skip "no torch for /usr/bin/python3; install it with: sudo apt-get install python3-torch python3-venv"
     sudo="sudo -n"
   fi
   echo "installing python3-torch and python3-venv with apt (140 MB, once)"
@@ -42,7 +43,8 @@ install_debian_packages() {
     -o DPkg::Lock::Timeout=120 python3-torch python3-venv)
   "${install[@]}" >/dev/null 2>&1 || { $sudo apt-get update -qq && "${install[@]}"; } >/dev/null 2>&1 ||
     skip "apt could not install python3-torch and python3-venv"
-  /usr/bin/python3 -c 'import torch, ensurepip' 2>/dev/null || skip "/usr/bin/python3 cannot import torch from python3-torch"
+  /usr/bin/python3 -c 'import torch, ensurepip' 2>/dev/null ||
+    skip "/usr/bin/python3 cannot import torch although python3-torch is installed"
 }
 
 make_environment() {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include "model/kernels/simd.h"
 #include "model/kernels/tile.h"
@@ -11,19 +10,25 @@
 namespace {
 using tile::Triangle;
 
-// Queries, and keys, per tile. Scores of a tile are 16 KiB; all the tiles of one product fit the second-level cache
-// many times over. A multiple of kRows and of kLanes, so that only the last tile of a sequence is ragged.
+// Queries, and keys, per tile. Scores of a tile are 16 KiB; all the tiles of one product fit the second-level
+// cache many times over. A multiple of kRows and of kLanes, so that only the last tile of a sequence is
+// ragged.
 constexpr int64_t kTile = 8 * tile::kRows;
 static_assert(kTile % tile::kLanes == 0 && kTile % tile::kRows == 0);
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Sizes {
   Sizes(const Tensor& out, int64_t NH)
-      : B(out.shape[0]), T(out.shape[1]), C(out.shape[2]), NH(NH), HS(C / NH),
-        width(tile::padded(HS)), tiles((T + kTile - 1) / kTile) {}
+      : B(out.shape[0]),
+        T(out.shape[1]),
+        C(out.shape[2]),
+        NH(NH),
+        HS(C / NH),
+        width(tile::padded(HS)),
+        tiles((T + kTile - 1) / kTile) {}
   int64_t B, T, C, NH, HS;
-  int64_t width;   // HS with padding: the row length of packed tiles
-  int64_t tiles;   // of queries, and of keys
+  int64_t width;  // HS with padding: the row length of packed tiles
+  int64_t tiles;  // of queries, and of keys
   int64_t heads() const { return B * NH; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(HS)); }
   /// Rows of tile i.
@@ -41,12 +46,13 @@ struct Segment {
   int64_t head, first, last;
 };
 
-/// The tiles of all heads, laid in one row and cut into `threads` contiguous ranges of about equal cost. So one
-/// thread has whole heads where there are many, and a head is shared where there are few, or an odd number.
-/// Query tile i meets i + 1 key tiles; key tile j meets tiles - j query tiles.
+/// The tiles of all heads, laid in one row and cut into `threads` contiguous ranges of about equal cost. So
+/// one thread has whole heads where there are many, and a head is shared where there are few, or an odd
+/// number. Query tile i meets i + 1 key tiles; key tile j meets tiles - j query tiles.
 struct Split {
   int64_t heads, tiles;
-  bool descending;   // costs tiles, tiles - 1, ..., 1 (by key tile) instead of 1, 2, ..., tiles (by query tile)
+  bool
+      descending;  // costs tiles, tiles - 1, ..., 1 (by key tile) instead of 1, 2, ..., tiles (by query tile)
   int64_t threads;
 
   /// Where the range of thread t begins, as head * tiles + tile.
@@ -71,18 +77,21 @@ struct Split {
   }
 };
 
-/// Columns of a row of scores that later products may touch: all of them or, in a tile on the diagonal, those up to
-/// the end of the row's block.
+/// Columns of a row of scores that later products may touch: all of them or, in a tile on the diagonal, those
+/// up to the end of the row's block.
 int64_t touched_columns(int64_t row, int64_t keys, bool diagonal) {
   return tile::padded(diagonal ? std::min((row / tile::kRows + 1) * tile::kRows, keys) : keys);
 }
 
 // ------------------------------------------------------------------------------------------------- forward
 
-/// One thread's memory in the forward pass.
+/// One thread's memory in the forward pass: `floats` numbers from `base` on. Without a base, only counts.
 struct ForwardMemory {
-  ForwardMemory(const Sizes& z, float* at) {
-    auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+  explicit ForwardMemory(const Sizes& z, float* base = nullptr) {
+    const auto take = [&](int64_t count) {
+      floats += count;
+      return base == nullptr ? nullptr : base + floats - count;
+    };
     k_transposed = take(z.tiles * z.width * kTile);
     v = take(z.tiles * kTile * z.width);
     q = take(kTile * z.width);
@@ -90,62 +99,82 @@ struct ForwardMemory {
     scores = take(kTile * kTile);
     max = take(kTile);
     sum = take(kTile);
-    end = at;
   }
-  float *k_transposed;           // per key tile (width, kTile)
-  float *v;                      // (T, width)
-  float *q, *out;                // (kTile, width): scaled queries; results before the division by sum
-  float *scores;                 // (kTile, kTile)
-  float *max, *sum;              // (kTile): running maximum, and sum of exponentials relative to it
-  float *end;
+  float* k_transposed;  // per key tile (width, kTile)
+  float* v;             // (T, width)
+  float *q, *out;       // (kTile, width): scaled queries; results before the division by sum
+  float* scores;        // (kTile, kTile)
+  float *max, *sum;     // (kTile): running maximum, and sum of exponentials relative to it
+  int64_t floats = 0;
 };
 
-/// s = exp(s - max) for n numbers, a multiple of kLanes; returns the sum.
-float exponentials(float* s, int64_t n, float max) {
-  tile::Vector sum{};
-  for (int64_t j = 0; j < n; j += tile::kLanes) {
-#pragma omp simd
-    for (int64_t lane = j; lane < j + tile::kLanes; ++lane) s[lane] = exp_simd(s[lane] - max);
-    sum += tile::load(s + j);
-  }
-  return tile::sum(sum);
-}
-
-/// Turns scores into exponentials relative to the running maximum, and rescales what was summed before.
-void online_softmax(const ForwardMemory& m, int64_t rows, int64_t keys, int64_t width, bool first, bool diagonal) {
+/// Updates the running maximum of each row; what was summed under the old maximum shrinks to the new one.
+void raise_maximum(const ForwardMemory& m, int64_t rows, int64_t keys, int64_t width, bool first,
+                   bool diagonal) {
   for (int64_t r = 0; r < rows; ++r) {
     float* const s = m.scores + r * kTile;
     const int64_t n = touched_columns(r, keys, diagonal);
     if (diagonal) std::fill(s + r + 1, s + n, -kInfinity);
-
-    const float max = tile::max(s, n, first ? -kInfinity : m.max[r]);
-    const float sum = exponentials(s, n, max);
-    if (!first && m.max[r] != max) {
-      const float shrink = exp_simd(m.max[r] - max);
-      m.sum[r] *= shrink;
-      float* const out = m.out + r * width;
-#pragma omp simd
-      for (int64_t d = 0; d < width; ++d) out[d] *= shrink;
-    }
-    m.sum[r] = first ? sum : m.sum[r] + sum;
-    m.max[r] = max;
+    const float old = first ? -kInfinity : m.max[r];
+    m.max[r] = tile::max(s, n, old);
+    if (first) m.sum[r] = 0;
+    if (first || m.max[r] == old) continue;
+    const float shrink = exp_simd(old - m.max[r]);
+    m.sum[r] *= shrink;
+    for (int64_t d = 0; d < width; d += tile::kLanes)
+      tile::store(m.out + r * width + d, tile::load(m.out + r * width + d) * shrink);
   }
 }
 
-void forward_query_tile(const AttentionForward& a, const Sizes& z, const ForwardMemory& m, int64_t head, int64_t i) {
+/// Scores become exponentials relative to the running maximum, and are added to the running sum. All rows in
+/// one tight loop: the constants of exp fill most of the registers and should be loaded once.
+void exponentials(const ForwardMemory& m, int64_t rows, int64_t keys, bool diagonal) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* const s = m.scores + r * kTile;
+    const int64_t n = touched_columns(r, keys, diagonal);
+    const float max = m.max[r];
+    tile::Vector sum{};
+    for (int64_t j = 0; j < n; j += tile::kLanes) {
+#pragma omp simd
+      for (int64_t lane = j; lane < j + tile::kLanes; ++lane) s[lane] = exp_simd(s[lane] - max);
+      sum += tile::load(s + j);
+    }
+    m.sum[r] += tile::sum(sum);
+  }
+}
+
+void forward_query_tile(const AttentionForward& a, const Sizes& z, const ForwardMemory& m, int64_t head,
+                        int64_t i) {
   const int64_t rows = z.rows(i), t = i * kTile;
   tile::pack(m.q, a.qkv.f32() + z.qkv_offset(head, 0, t), 3 * z.C, rows, z.HS, z.scale());
   for (int64_t j = 0; j <= i; ++j) {
     const bool first = j == 0, diagonal = j == i;
     const int64_t keys = z.rows(j);
-    tile::multiply({.c = m.scores, .ldc = kTile, .a = m.q, .a_row = z.width, .a_col = 1,
-                    .b = m.k_transposed + j * z.width * kTile, .ldb = kTile,
-                    .M = rows, .N = tile::padded(keys), .K = z.HS, .add = false,
+    tile::multiply({.c = m.scores,
+                    .ldc = kTile,
+                    .a = m.q,
+                    .a_row = z.width,
+                    .a_col = 1,
+                    .b = m.k_transposed + j * z.width * kTile,
+                    .ldb = kTile,
+                    .M = rows,
+                    .N = tile::padded(keys),
+                    .K = z.HS,
+                    .add = false,
                     .triangle = diagonal ? Triangle::lower_c : Triangle::none});
-    online_softmax(m, rows, keys, z.width, first, diagonal);
-    tile::multiply({.c = m.out, .ldc = z.width, .a = m.scores, .a_row = kTile, .a_col = 1,
-                    .b = m.v + j * kTile * z.width, .ldb = z.width,
-                    .M = rows, .N = z.width, .K = keys, .add = !first,
+    raise_maximum(m, rows, keys, z.width, first, diagonal);
+    exponentials(m, rows, keys, diagonal);
+    tile::multiply({.c = m.out,
+                    .ldc = z.width,
+                    .a = m.scores,
+                    .a_row = kTile,
+                    .a_col = 1,
+                    .b = m.v + j * kTile * z.width,
+                    .ldb = z.width,
+                    .M = rows,
+                    .N = z.width,
+                    .K = keys,
+                    .add = !first,
                     .triangle = diagonal ? Triangle::lower_a : Triangle::none});
   }
   float* const out = a.out.f32() + z.out_offset(head, t);
@@ -168,10 +197,13 @@ void forward_segment(const AttentionForward& a, const Sizes& z, const ForwardMem
 
 // ------------------------------------------------------------------------------------------------ backward
 
-/// One thread's memory in the backward pass.
+/// One thread's memory in the backward pass, likewise.
 struct BackwardMemory {
-  BackwardMemory(const Sizes& z, float* at) {
-    auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+  explicit BackwardMemory(const Sizes& z, float* base = nullptr) {
+    const auto take = [&](int64_t count) {
+      floats += count;
+      return base == nullptr ? nullptr : base + floats - count;
+    };
     const int64_t all = z.tiles * kTile;
     q = take(all * z.width);
     dout = take(all * z.width);
@@ -185,17 +217,16 @@ struct BackwardMemory {
     v_transposed = take(z.width * kTile);
     p = take(kTile * kTile);
     ds = take(kTile * kTile);
-    end = at;
   }
-  float *q, *dout;                      // (T, width): scaled queries; gradient of the output
-  float *dq_tail, *dq_head;             // (T, width): sums over this thread's key tiles, see dq_of
-  float *D;                             // (T)
-  float *k, *dk, *dv;                   // (kTile, width)
-  float *k_transposed, *v_transposed;   // (width, kTile)
-  float *p, *ds;                        // (kTile, kTile): P; dP, then dS
-  float *end;
-  /// A thread's first segment may be the tail of a head that another thread began, and its last one the head of
-  /// one that another thread will end: both wait for the other thread's share, in different places.
+  float *q, *dout;                     // (T, width): scaled queries; gradient of the output
+  float *dq_tail, *dq_head;            // (T, width): sums over this thread's key tiles, see dq_of
+  float* D;                            // (T)
+  float *k, *dk, *dv;                  // (kTile, width)
+  float *k_transposed, *v_transposed;  // (width, kTile)
+  float *p, *ds;                       // (kTile, kTile): P; dP, then dS
+  int64_t floats = 0;
+  /// A thread's first segment may be the tail of a head that another thread began, and its last one the head
+  /// of one that another thread will end: both wait for the other thread's share, in different places.
   float* dq_of(Segment s) const { return s.first > 0 ? dq_tail : dq_head; }
 };
 
@@ -217,28 +248,72 @@ void softmax_backward(const BackwardMemory& m, const float* lse, const float* D,
 }
 
 /// Query tile i against the key tile in m.k: adds to dk, dv and to rows i of dq.
-void backward_tile(const Sizes& z, const BackwardMemory& m, float* dq, const float* lse, int64_t i, int64_t keys,
-                   bool diagonal, bool first_keys) {
+void backward_tile(const Sizes& z, const BackwardMemory& m, float* dq, const float* lse, int64_t i,
+                   int64_t keys, bool diagonal, bool first_keys) {
   const int64_t rows = z.rows(i), t = i * kTile, columns = tile::padded(keys);
   const Triangle result = diagonal ? Triangle::lower_c : Triangle::none;
-  tile::multiply({.c = m.p, .ldc = kTile, .a = m.q + t * z.width, .a_row = z.width, .a_col = 1,
-                  .b = m.k_transposed, .ldb = kTile,
-                  .M = rows, .N = columns, .K = z.HS, .add = false, .triangle = result});
-  tile::multiply({.c = m.ds, .ldc = kTile, .a = m.dout + t * z.width, .a_row = z.width, .a_col = 1,
-                  .b = m.v_transposed, .ldb = kTile,
-                  .M = rows, .N = columns, .K = z.HS, .add = false, .triangle = result});
+  tile::multiply({.c = m.p,
+                  .ldc = kTile,
+                  .a = m.q + t * z.width,
+                  .a_row = z.width,
+                  .a_col = 1,
+                  .b = m.k_transposed,
+                  .ldb = kTile,
+                  .M = rows,
+                  .N = columns,
+                  .K = z.HS,
+                  .add = false,
+                  .triangle = result});
+  tile::multiply({.c = m.ds,
+                  .ldc = kTile,
+                  .a = m.dout + t * z.width,
+                  .a_row = z.width,
+                  .a_col = 1,
+                  .b = m.v_transposed,
+                  .ldb = kTile,
+                  .M = rows,
+                  .N = columns,
+                  .K = z.HS,
+                  .add = false,
+                  .triangle = result});
   softmax_backward(m, lse + t, m.D + t, rows, keys, diagonal);
 
   const Triangle transposed = diagonal ? Triangle::upper_a : Triangle::none;
-  tile::multiply({.c = m.dv, .ldc = z.width, .a = m.p, .a_row = 1, .a_col = kTile,
-                  .b = m.dout + t * z.width, .ldb = z.width,
-                  .M = keys, .N = z.width, .K = rows, .add = !diagonal, .triangle = transposed});
-  tile::multiply({.c = m.dk, .ldc = z.width, .a = m.ds, .a_row = 1, .a_col = kTile,
-                  .b = m.q + t * z.width, .ldb = z.width,
-                  .M = keys, .N = z.width, .K = rows, .add = !diagonal, .triangle = transposed});
-  tile::multiply({.c = dq + t * z.width, .ldc = z.width, .a = m.ds, .a_row = kTile, .a_col = 1,
-                  .b = m.k, .ldb = z.width,
-                  .M = rows, .N = z.width, .K = keys, .add = !first_keys,
+  tile::multiply({.c = m.dv,
+                  .ldc = z.width,
+                  .a = m.p,
+                  .a_row = 1,
+                  .a_col = kTile,
+                  .b = m.dout + t * z.width,
+                  .ldb = z.width,
+                  .M = keys,
+                  .N = z.width,
+                  .K = rows,
+                  .add = !diagonal,
+                  .triangle = transposed});
+  tile::multiply({.c = m.dk,
+                  .ldc = z.width,
+                  .a = m.ds,
+                  .a_row = 1,
+                  .a_col = kTile,
+                  .b = m.q + t * z.width,
+                  .ldb = z.width,
+                  .M = keys,
+                  .N = z.width,
+                  .K = rows,
+                  .add = !diagonal,
+                  .triangle = transposed});
+  tile::multiply({.c = dq + t * z.width,
+                  .ldc = z.width,
+                  .a = m.ds,
+                  .a_row = kTile,
+                  .a_col = 1,
+                  .b = m.k,
+                  .ldb = z.width,
+                  .M = rows,
+                  .N = z.width,
+                  .K = keys,
+                  .add = !first_keys,
                   .triangle = diagonal ? Triangle::lower_a : Triangle::none});
 }
 
@@ -247,7 +322,8 @@ void prepare_queries(const AttentionBackward& a, const Sizes& z, const BackwardM
   const int64_t begin = s.first * kTile, rows = z.T - begin;
   const float* const dout = a.dout.f32() + z.out_offset(s.head, begin);
   const float* const out = a.out.f32() + z.out_offset(s.head, begin);
-  tile::pack(m.q + begin * z.width, a.qkv.f32() + z.qkv_offset(s.head, 0, begin), 3 * z.C, rows, z.HS, z.scale());
+  tile::pack(m.q + begin * z.width, a.qkv.f32() + z.qkv_offset(s.head, 0, begin), 3 * z.C, rows, z.HS,
+             z.scale());
   tile::pack(m.dout + begin * z.width, dout, z.C, rows, z.HS, 1.0f);
   for (int64_t r = 0; r < rows; ++r) m.D[begin + r] = tile::dot(dout + r * z.C, out + r * z.C, z.HS);
 }
@@ -257,7 +333,7 @@ void backward_segment(const AttentionBackward& a, const Sizes& z, const Backward
   float* const dqkv = a.dqkv.f32();
   float* const dq = m.dq_of(s);
   prepare_queries(a, z, m, s);
-  std::fill(dq, dq + s.first * kTile * z.width, 0.0f);   // queries before these keys get nothing from them
+  std::fill(dq, dq + s.first * kTile * z.width, 0.0f);  // queries before these keys get nothing from them
   for (int64_t j = s.first; j < s.last; ++j) {
     const int64_t t = j * kTile, keys = z.rows(j);
     tile::pack(m.k, qkv + z.qkv_offset(s.head, 1, t), 3 * z.C, keys, z.HS, 1.0f);
@@ -272,20 +348,17 @@ void backward_segment(const AttentionBackward& a, const Sizes& z, const Backward
     tile::unpack(dqkv + z.qkv_offset(s.head, 0, 0), 3 * z.C, dq, z.T, z.HS, z.scale());
 }
 
-int64_t forward_floats(const Sizes& z) { return ForwardMemory(z, nullptr).end - static_cast<float*>(nullptr); }
-int64_t backward_floats(const Sizes& z) { return BackwardMemory(z, nullptr).end - static_cast<float*>(nullptr); }
-
 /// Adds up and writes the rows [begin, end) of dq of every head that several threads shared, in thread order.
-void add_shared_dq(const AttentionBackward& a, const Sizes& z, const Split& split, float* memory, int64_t begin,
-                   int64_t end) {
-  const int64_t stride = backward_floats(z), first = begin * z.width, count = (end - begin) * z.width;
+void add_shared_dq(const AttentionBackward& a, const Sizes& z, const Split& split, float* memory,
+                   int64_t begin, int64_t end) {
+  const int64_t stride = BackwardMemory(z).floats, first = begin * z.width, count = (end - begin) * z.width;
   for (int64_t t = 0; t < split.threads; ++t) {
     const int64_t stop = split.begin(t + 1), head = stop / z.tiles;
     // Does thread t begin a head that it does not end?
     if (stop == head * z.tiles || split.begin(t) > head * z.tiles) continue;
     float* const dq = BackwardMemory(z, memory + t * stride).dq_head + first;
     for (int64_t u = t + 1; u < split.threads && split.begin(u) < (head + 1) * z.tiles; ++u) {
-      if (split.begin(u) == split.begin(u + 1)) continue;   // nothing to do for this thread
+      if (split.begin(u) == split.begin(u + 1)) continue;  // nothing to do for this thread
       const float* const more = BackwardMemory(z, memory + u * stride).dq_tail + first;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) dq[i] += more[i];
@@ -297,20 +370,23 @@ void add_shared_dq(const AttentionBackward& a, const Sizes& z, const Split& spli
 
 int64_t attention_scratch_bytes(int threads, int64_t T, int64_t HS) {
   const Sizes z(Tensor(static_cast<float*>(nullptr), {1, T, HS}), 1);
-  return threads * std::max(forward_floats(z), backward_floats(z)) * static_cast<int64_t>(sizeof(float));
+  return threads * std::max(ForwardMemory(z).floats, BackwardMemory(z).floats) *
+         static_cast<int64_t>(sizeof(float));
 }
 
 namespace cpu {
 
 void attention_forward(Context& ctx, const AttentionForward& a) {
   const Sizes z(a.out, a.NH);
-  const Split split{.heads = z.heads(), .tiles = z.tiles, .descending = false,
+  const Split split{.heads = z.heads(),
+                    .tiles = z.tiles,
+                    .descending = false,
                     .threads = std::min<int64_t>(ctx.threads, z.heads() * z.tiles)};
   Scratch::Frame frame(ctx.scratch);
-  float* const memory = frame.floats(split.threads * forward_floats(z));
+  float* const memory = frame.floats(split.threads * ForwardMemory(z).floats);
   parallel_for(ctx, split.threads, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      const ForwardMemory m(z, memory + t * forward_floats(z));
+      const ForwardMemory m(z, memory + t * ForwardMemory(z).floats);
       split.for_each_segment(t, [&](Segment s) { forward_segment(a, z, m, s); });
     }
   });
@@ -318,19 +394,20 @@ void attention_forward(Context& ctx, const AttentionForward& a) {
 
 void attention_backward(Context& ctx, const AttentionBackward& a) {
   const Sizes z(a.out, a.NH);
-  const Split split{.heads = z.heads(), .tiles = z.tiles, .descending = true,
+  const Split split{.heads = z.heads(),
+                    .tiles = z.tiles,
+                    .descending = true,
                     .threads = std::min<int64_t>(ctx.threads, z.heads() * z.tiles)};
   Scratch::Frame frame(ctx.scratch);
-  float* const memory = frame.floats(split.threads * backward_floats(z));
+  float* const memory = frame.floats(split.threads * BackwardMemory(z).floats);
   parallel_for(ctx, split.threads, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      const BackwardMemory m(z, memory + t * backward_floats(z));
+      const BackwardMemory m(z, memory + t * BackwardMemory(z).floats);
       split.for_each_segment(t, [&](Segment s) { backward_segment(a, z, m, s); });
     }
   });
-  parallel_for(ctx, z.T, kTile, [&](int64_t begin, int64_t end, int) {
-    add_shared_dq(a, z, split, memory, begin, end);
-  });
+  parallel_for(ctx, z.T, kTile,
+               [&](int64_t begin, int64_t end, int) { add_shared_dq(a, z, split, memory, begin, end); });
 }
 
 }  // namespace cpu

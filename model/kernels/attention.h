@@ -1,7 +1,7 @@
 // Causal multi-head self-attention, computed in tiles: the T x T matrix of scores never exists.
 //
-// Per batch entry b and head h, with q, k, v the (T, HS) slices of qkv that belong to h and scale = 1 / sqrt(HS):
-//   S_ij   = scale * sum_d q_id k_jd              for j <= i; keys after the query do not exist
+// Per batch entry b and head h, with q, k, v the (T, HS) slices of qkv that belong to h:
+//   S_ij   = scale * sum_d q_id k_jd              for j <= i, scale = 1 / sqrt(HS); later keys do not exist
 //   lse_i  = log sum_j exp(S_ij)                  what the backward pass needs to rebuild P from S
 //   P_ij   = exp(S_ij - lse_i)                    softmax over the keys
 //   out_id = sum_j P_ij v_jd
@@ -12,24 +12,24 @@
 //   dv_jd  = sum_i P_ij dout_id,   dq_id = scale * sum_j dS_ij k_jd,   dk_jd = scale * sum_i dS_ij q_id
 //
 // Online softmax: Milakov & Gimelshein, arXiv 1805.02867, algorithm 3. Tiles, lse and D: Dao et al.,
-// "FlashAttention", arXiv 2205.14135, algorithms 1 and 4, and "FlashAttention-2", arXiv 2307.08691, section 3.
+// "FlashAttention", arXiv 2205.14135, algorithms 1 and 4; "FlashAttention-2", arXiv 2307.08691, section 3.
 //
 // qkv is packed as in GPT-2: channels [0, C) are q, [C, 2C) k, [2C, 3C) v; inside each, head h owns
 // [h * HS, (h + 1) * HS). Any T >= 1, any NH that divides C, any HS = C / NH >= 1.
 // Everything is float32. No argument may overlap another one.
-// Deterministic: forward gives the same bits for every number of threads, backward for a given number of threads.
-// Outputs of position i depend, bit for bit, on positions <= i only, as long as the input is finite; a NaN or an
-// infinity at position i reaches every output from i on, and perhaps a few positions just before i.
+// Deterministic: forward gives the same bits for every number of threads, backward for a given number.
+// While the input is finite, outputs of position i depend, bit for bit, on positions <= i only. A NaN at
+// position i of q reaches output i; of k or v, every output from i on, and perhaps a few just before i.
 #pragma once
 
 #include "model/kernels/context.h"
 #include "model/kernels/tensor.h"
 
 struct AttentionForward {
-  Tensor out;   // (B, T, C): the heads' results side by side, overwritten
-  Tensor lse;   // (B, NH, T): log of the sum of the exponentials of the scaled scores, overwritten
-  Tensor qkv;   // (B, T, 3C)
-  int64_t NH;   // heads
+  Tensor out;  // (B, T, C): the heads' results side by side, overwritten
+  Tensor lse;  // (B, NH, T): log of the sum of the exponentials of the scaled scores, overwritten
+  Tensor qkv;  // (B, T, 3C)
+  int64_t NH;  // heads
 };
 
 struct AttentionBackward {
@@ -49,6 +49,19 @@ void attention_backward(Context& ctx, const AttentionBackward& a);
 
 /// Bytes that either direction takes from ctx.scratch when it runs on `threads` CPU threads.
 int64_t attention_scratch_bytes(int threads, int64_t T, int64_t HS);
+
+/// Two products of T (T + 1) / 2 pairs with HS numbers, per head; the operands are read and written once.
+inline Work work(const AttentionForward& a) {
+  const auto T = static_cast<double>(a.qkv.shape[1]);
+  return {.flops = 2.0 * static_cast<double>(a.out.size()) * (T + 1),
+          .bytes = static_cast<double>(a.qkv.bytes() + a.out.bytes() + a.lse.bytes())};
+}
+/// Five products.
+inline Work work(const AttentionBackward& a) {
+  const auto T = static_cast<double>(a.qkv.shape[1]);
+  return {.flops = 5.0 * static_cast<double>(a.out.size()) * (T + 1),
+          .bytes = static_cast<double>(2 * a.qkv.bytes() + 2 * a.out.bytes() + a.lse.bytes())};
+}
 
 /// Checks shared by both directions: qkv (B, T, 3C), out (B, T, C), lse (B, NH, T), NH divides C.
 inline void expect_attention_shapes(const Tensor& qkv, const Tensor& out, const Tensor& lse, int64_t NH) {

@@ -15,6 +15,11 @@ struct BiasBackward {
   bool accumulate = false;  // add to dbias instead of overwriting it
 };
 
+/// One reading of dy.
+inline Work work(const BiasBackward& args) {
+  return {.bytes = 1.0 * args.dy.bytes()};
+}
+
 namespace cpu {
 void bias_backward(Context& ctx, const BiasBackward& args);
 }  // namespace cpu

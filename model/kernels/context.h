@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "model/kernels/profile.h"
 #include "model/kernels/tensor.h"
 
 #ifndef HAVE_GPU_KERNELS
@@ -65,6 +66,7 @@ struct Context {
   Where where = Where::cpu;
   int threads = 1;   // OpenMP threads of one operation
   Scratch scratch;
+  Profile* profile = nullptr;   // when set, every operation records its time there
 };
 
 /// Makes `ctx` run on the CPU. `threads` 0 means all the cores that this process may use.
@@ -99,9 +101,11 @@ class Arena {
   void* base_ = nullptr;
 };
 
-#define ON_DEVICE(op, ctx, ...)                                                \
-  do {                                                                         \
-    if constexpr (kHaveGpu)                                                    \
-      if ((ctx).where == Where::gpu) return gpu::op((ctx), __VA_ARGS__);       \
-    return cpu::op((ctx), __VA_ARGS__);                                        \
+/// The body of a door. `return` inside is meant: operations may return a value.
+#define ON_DEVICE(op, ctx, ...)                                                      \
+  do {                                                                               \
+    const OpTimer timer((ctx).profile, #op, work(__VA_ARGS__));                      \
+    if constexpr (kHaveGpu)                                                          \
+      if ((ctx).where == Where::gpu) return gpu::op((ctx), __VA_ARGS__);             \
+    return cpu::op((ctx), __VA_ARGS__);                                              \
   } while (0)

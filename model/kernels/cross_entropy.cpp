@@ -3,8 +3,8 @@
 #include "model/kernels/simd.h"
 
 namespace {
-// Columns done at once: they stay in the first-level cache between the maximum and the sum, and a float32 sum of so
-// few terms is exact enough to be added up in float64.
+// Columns done at once: they stay in the first-level cache between the maximum and the sum, and a float32 sum
+// of so few terms is exact enough to be added up in float64.
 constexpr int64_t kBlock = 1024;
 
 /// The maximum; a NaN is passed over here and reappears in the sum of exponentials.
@@ -15,9 +15,11 @@ float block_max(const float* x, int64_t n) {
   return m;
 }
 
-/// What to subtract before taking exponentials. While all logits are -inf any number will do, except -inf, whose
-/// difference with itself is NaN.
-float finite_or_zero(float m) { return m == -INFINITY ? 0.0f : m; }
+/// What to subtract before taking exponentials. While all logits are -inf any number will do, except -inf,
+/// whose difference with itself is NaN.
+float finite_or_zero(float m) {
+  return m == -INFINITY ? 0.0f : m;
+}
 
 /// log of the sum of exponentials of x[0 .. V), reading the row once.
 double log_sum_exp(const float* x, int64_t V) {
@@ -79,8 +81,8 @@ void cpu::cross_entropy(Context& ctx, const CrossEntropy& args) {
     for (int64_t n = begin; n < end; ++n) {
       float* row = logits + n * Vp;
       const double of_target = row[targets[n]];  // before the gradient overwrites it
-      const double total = with_gradient ? log_sum_exp_with_gradient(row, V, targets[n], scale)
-                                         : log_sum_exp(row, V);
+      const double total =
+          with_gradient ? log_sum_exp_with_gradient(row, V, targets[n], scale) : log_sum_exp(row, V);
       losses[n] = static_cast<float>(total - of_target);
       if (with_gradient) std::fill(row + V, row + Vp, 0.0f);
     }

@@ -1,18 +1,19 @@
 // Softmax and cross-entropy of a chunk of rows, fused: the probabilities never exist in memory.
 //
 //   loss[n]     = log(sum over v < V of exp(logits[n][v])) - logits[n][target[n]]          nats
-//   gradient    = grad_scale (softmax(logits[n])[v] - [v = target[n]])                     for v < V, 0 for v >= V
+//   gradient    = grad_scale (softmax(logits[n])[v] - [v = target[n]])                     for v < V, 0 for v
+//   >= V
 //
-// With with_gradient the gradient overwrites the logits. grad_scale is the derivative of the total loss with respect
-// to each row's loss, e.g. 1 / (tokens of the whole batch) for a mean. Large vocabularies are done in chunks of rows by
-// the caller (model/gpt.cpp), so that all logits never exist at once either.
+// With with_gradient the gradient overwrites the logits. grad_scale is the derivative of the total loss with
+// respect to each row's loss, e.g. 1 / (tokens of the whole batch) for a mean. Large vocabularies are done in
+// chunks of rows by the caller (model/gpt.cpp), so that all logits never exist at once either.
 //
 // Shapes: logits (N, Vp) with Vp >= V; columns V .. Vp-1 are padding, are never read, and get the gradient 0.
 // targets (N) int32; losses (N). dtype float32.
 // Errors: a target outside [0, V) is a ShapeError, raised before anything is written.
-// A NaN or +inf among a row's V logits gives a non-finite loss for that row. -inf is a legal logit (probability 0).
-// Deterministic for any number of threads: a row belongs to one thread.
-// Source: Milakov & Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, algorithm 3.
+// A NaN or +inf among a row's V logits gives a non-finite loss for that row. -inf is a legal logit
+// (probability 0). Deterministic for any number of threads: a row belongs to one thread. Source: Milakov &
+// Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, algorithm 3.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -25,6 +26,11 @@ struct CrossEntropy {
   float grad_scale = 0;        // factor of the gradient
   bool with_gradient = false;  // overwrite logits with the gradient
 };
+
+/// One reading of the logits, and one writing of the gradient.
+inline Work work(const CrossEntropy& args) {
+  return {.bytes = (args.with_gradient ? 2.0 : 1.0) * args.logits.bytes()};
+}
 
 namespace cpu {
 void cross_entropy(Context& ctx, const CrossEntropy& args);

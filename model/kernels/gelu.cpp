@@ -7,9 +7,11 @@ constexpr float kSqrt2OverPi = 0.7978845608f;
 constexpr float kCubic = 0.044715f;
 constexpr int64_t kGrain = 4096;  // elements; a thread with fewer costs more than it helps
 
-// (1 + tanh u) / 2 is the logistic function of 2u. Written so, the left tail keeps its relative accuracy, where
-// 1 + tanh u would cancel to nothing.
-inline float half_one_plus_tanh(float u) { return 1.0f / (1.0f + exp_simd(-2.0f * u)); }
+// (1 + tanh u) / 2 is the logistic function of 2u. Written so, the left tail keeps its relative accuracy,
+// where 1 + tanh u would cancel to nothing.
+inline float half_one_plus_tanh(float u) {
+  return 1.0f / (1.0f + exp_simd(-2.0f * u));
+}
 }  // namespace
 
 void cpu::gelu_forward(Context& ctx, const GeluForward& args) {

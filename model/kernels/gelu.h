@@ -7,10 +7,11 @@
 // Shapes: any; all tensors of one call have the same. dtype float32.
 // Aliasing: y may be x; dx may be dy. (The backward half needs x, so a training pass keeps x apart from y.)
 // Deterministic for any number of threads: elements are independent.
-// Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, section 2, the tanh approximation.
+// Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, section 2, the tanh
+// approximation.
 //
-// This is the smallest complete operation: copy gelu.h, gelu.cpp and the gelu cases of tests/op_cases.h to begin
-// a new one.
+// This is the smallest complete operation: copy gelu.h, gelu.cpp and the gelu cases of tests/op_cases.h to
+// begin a new one.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -25,6 +26,14 @@ struct GeluBackward {
   Tensor dy;  // (B, T, C), read: gradient with respect to y
   Tensor x;   // (B, T, C), read: the input of the forward half
 };
+
+/// What a call must do at least, for profiles (profile.h): here, move each tensor once.
+inline Work work(const GeluForward& args) {
+  return {.bytes = 2.0 * args.x.bytes()};
+}
+inline Work work(const GeluBackward& args) {
+  return {.bytes = 3.0 * args.x.bytes()};
+}
 
 // One half per device: gelu.cpp, and gelu.cu in binaries with CUDA.
 namespace cpu {

@@ -5,29 +5,30 @@
 //   xhat = (x - mean) rstd
 //   y    = gain xhat + bias
 //
-// Fused: when residual and delta are given, x = residual + delta is computed and stored first. One pass over memory
-// does what two would: the residual stream is the largest traffic of a block outside the matrix products.
+// Fused: when residual and delta are given, x = residual + delta is computed and stored first. One pass over
+// memory does what two would: the residual stream is the largest traffic of a block outside the matrix
+// products.
 //
 // Backward, with g = gain dy:
 //   dx    = rstd (g - mean_c(g) - xhat mean_c(g xhat)) + dresidual
 //   dgain = sum over rows of dy xhat,   dbias = sum over rows of dy      (+ the old values when accumulating)
 // dresidual is the gradient that arrives along the residual stream, which passes by the norm unchanged.
 //
-// Shapes: x, y, residual, delta and their gradients (B, T, C); mean, rstd (B, T); gain, bias (C). dtype float32.
-// Deterministic for a given number of threads. The mean is taken first and deviations from it are squared, so a
-// large common offset does no harm.
-// Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv 1607.06450, equation 4.
+// Shapes: x, y, residual, delta and their gradients (B, T, C); mean, rstd (B, T); gain, bias (C). dtype
+// float32. Deterministic for a given number of threads. The mean is taken first and deviations from it are
+// squared, so a large common offset does no harm. Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv
+// 1607.06450, equation 4.
 #pragma once
 
 #include "model/kernels/context.h"
 
 struct LayernormForward {
-  Tensor y, mean, rstd;   // (B, T, C), (B, T), (B, T), written; y may be x when x is not needed again
-  Tensor x;               // (B, T, C), read; written when fused, and may then be residual
-  Tensor gain, bias;      // (C)
-  Tensor residual = {};   // (B, T, C), the stream; together with delta or not at all
-  Tensor delta = {};      // (B, T, C), what a block adds to the stream
-  float eps = 1e-5f;      // GPT-2's
+  Tensor y, mean, rstd;  // (B, T, C), (B, T), (B, T), written; y may be x when x is not needed again
+  Tensor x;              // (B, T, C), read; written when fused, and may then be residual
+  Tensor gain, bias;     // (C)
+  Tensor residual = {};  // (B, T, C), the stream; together with delta or not at all
+  Tensor delta = {};     // (B, T, C), what a block adds to the stream
+  float eps = 1e-5f;     // GPT-2's
 };
 
 struct LayernormBackward {
@@ -44,6 +45,15 @@ struct LayernormBackward {
 inline int64_t layernorm_backward_scratch_bytes(const Context& ctx, int64_t C) {
   const int64_t row = (C + 15) / 16 * 16;  // whole cache lines, so that threads never share one
   return 2 * ctx.threads * row * int64_t{sizeof(float)};
+}
+
+/// x and y; fused, residual and delta too.
+inline Work work(const LayernormForward& args) {
+  return {.bytes = (args.delta ? 4.0 : 2.0) * args.x.bytes()};
+}
+/// dy, x and dx; dresidual too where there is one.
+inline Work work(const LayernormBackward& args) {
+  return {.bytes = (args.dresidual ? 4.0 : 3.0) * args.x.bytes()};
 }
 
 namespace cpu {

@@ -1,14 +1,16 @@
 // Matrix products.
 //
-//   matmul          c = alpha op(a) op(b) + bias + beta c          op(a) (M, K), op(b) (K, N), c (M, N), bias (N)
-//   batched_matmul  c[i] = alpha op(a[i]) op(b[i]) + beta addend[i]                          for i = 0 .. batch-1
+//   matmul          c = alpha op(a) op(b) + bias + beta c          op(a) (M, K), op(b) (K, N), c (M, N), bias
+//   (N) batched_matmul  c[i] = alpha op(a[i]) op(b[i]) + beta addend[i]                          for i = 0 ..
+//   batch-1
 //
 // op(x) is x, or x transposed. All is row-major float32. The three products of a linear layer with weight
 // w (out, in), input x (B, T, in) and output y (B, T, out):
 //
 //   forward          y  = x w^T + bias     {.c = y,  .a = x,  .b = w, .bias = bias, .transpose_b = true}
 //   input gradient   dx = dy w             {.c = dx, .a = dy, .b = w}
-//   weight gradient  dw = dy^T x           {.c = dw, .a = dy, .b = x, .transpose_a = true}, .beta = 1 to accumulate
+//   weight gradient  dw = dy^T x           {.c = dw, .a = dy, .b = x, .transpose_a = true}, .beta = 1 to
+//   accumulate
 //
 // Aliasing: c overlaps neither a nor b. Deterministic for a given number of threads.
 // The CPU half is oneDNN's sgemm; a NaN or infinity in a or b reaches c, but beta = 0 ignores what c held.
@@ -36,9 +38,21 @@ struct BatchedMatmul {
   bool transpose_b = false;  // use b[i]^T
   float alpha = 1;           // scales the products
   float beta = 0;            // scales the addend
-  bool symmetric = false;    // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of it):
-                             // only one triangle is computed, the other mirrored, and c is exactly symmetric
+  bool symmetric = false;  // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of it):
+                           // only one triangle is computed, the other mirrored, and c is exactly symmetric
 };
+
+/// 2 M N K; of symmetric products too, so that their rate can pass the machine's.
+inline Work work(const Matmul& args) {
+  const int64_t K = args.transpose_a ? args.a.rows() : args.a.cols();
+  return {.flops = 2.0 * args.c.size() * K,
+          .bytes = 1.0 * (args.a.bytes() + args.b.bytes() + args.c.bytes())};
+}
+inline Work work(const BatchedMatmul& args) {
+  const int64_t K = args.a.shape[args.transpose_a ? 1 : 2];
+  return {.flops = 2.0 * args.c.size() * K,
+          .bytes = 1.0 * (args.a.bytes() + args.b.bytes() + args.c.bytes())};
+}
 
 namespace cpu {
 void matmul(Context& ctx, const Matmul& args);

@@ -5,62 +5,59 @@
 #include "model/kernels/simd.h"
 
 namespace {
-constexpr int64_t kParts = 256;      // partial sums of a whole tensor, whatever its size: no memory to reserve
-constexpr int64_t kPartGrain = 1024;  // elements; a part is a multiple
+constexpr int64_t kParts = 256;  // partial sums of a whole tensor, whatever its size: no memory to reserve
+constexpr int64_t kPartGrain = 1024;      // elements; a part is a multiple
 constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs more than it helps
 
-/// The sum of f(i) over [begin, end) in float64. Four running sums, because a float64 addition takes four cycles and
-/// one sum alone would wait for them.
-template <typename Term>
-double sum_range(int64_t begin, int64_t end, Term&& f) {
-  const int64_t quarter = (end - begin) / 4;
-  double s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t i = begin; i < begin + quarter; ++i) {
-    s0 += f(i);
-    s1 += f(i + quarter);
-    s2 += f(i + 2 * quarter);
-    s3 += f(i + 3 * quarter);
-  }
-  for (int64_t i = begin + 4 * quarter; i < end; ++i) s0 += f(i);
-  return (s0 + s1) + (s2 + s3);
+/// sum of a[i] b[i] in float64.
+double sum_of_products(const float* a, const float* b, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
 }
 
-/// The sum of f(i) over [0, n), cut into parts by n alone.
-template <typename Term>
-double sum_all(const Context& ctx, int64_t n, Term&& f) {
-  const int64_t part = std::max(kPartGrain, (n / kParts + kPartGrain) / kPartGrain * kPartGrain);
+/// The same for a whole tensor, cut into parts by its size alone.
+double sum_of_products(Context& ctx, const Tensor& left, const Tensor& right) {
+  const int64_t n = left.size();
+  const int64_t part = (n / kParts + kPartGrain) / kPartGrain * kPartGrain;
   const int64_t parts = (n + part - 1) / part;
+  const float* a = left.f32();
+  const float* b = right.f32();
   std::array<double, kParts> sums{};
-  parallel_for(ctx, parts, kElementGrain / kPartGrain, [&](int64_t begin, int64_t end, int) {
+  double* out = sums.data();
+  parallel_for(ctx, parts, std::max<int64_t>(1, kElementGrain / part), [=](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p)
-      sums[static_cast<size_t>(p)] = sum_range(p * part, std::min(n, (p + 1) * part), f);
+      out[p] = sum_of_products(a + p * part, b + p * part, std::min(part, n - p * part));
   });
   double sum = 0;
-  for (int64_t p = 0; p < parts; ++p) sum += sums[static_cast<size_t>(p)];
+  for (int64_t p = 0; p < parts; ++p) sum += out[p];
   return sum;
+}
+
+/// The largest |x|, as bits. Without the sign bit, floats order like integers, and a NaN is above infinity:
+/// it wins, as it should.
+uint32_t largest_bits(const float* x, int64_t n) {
+  uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  return largest;
 }
 }  // namespace
 
-double cpu::sum_of_squares(Context& ctx, const Tensor& tensor) {
-  const float* x = tensor.f32();
-  return sum_all(ctx, tensor.size(), [x](int64_t i) { return static_cast<double>(x[i]) * x[i]; });
+double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
+  return sum_of_products(ctx, x, x);
 }
 
-double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
-  const float* a = left.f32();
-  const float* b = right.f32();
-  return sum_all(ctx, left.size(), [a, b](int64_t i) { return static_cast<double>(a[i]) * b[i]; });
+double cpu::dot(Context& ctx, const Tensor& a, const Tensor& b) {
+  return sum_of_products(ctx, a, b);
 }
 
 float cpu::max_abs(Context& ctx, const Tensor& tensor) {
-  // Without the sign bit, floats order like integers, and a NaN is above infinity: it wins, as it should.
   const float* x = tensor.f32();
   uint32_t largest = 0;
-  parallel_for(ctx, tensor.size(), kElementGrain, [&](int64_t begin, int64_t end, int) {
-    uint32_t mine = 0;
-#pragma omp simd reduction(max : mine)
-    for (int64_t i = begin; i < end; ++i) mine = std::max(mine, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  parallel_for(ctx, tensor.size(), kElementGrain, [x, &largest](int64_t begin, int64_t end, int) {
+    const uint32_t mine = largest_bits(x + begin, end - begin);
 #pragma omp critical(max_abs)  // a maximum does not depend on the order
     largest = std::max(largest, mine);
   });
@@ -74,9 +71,7 @@ void cpu::row_norms(Context& ctx, const RowNorms& args) {
   const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
   parallel_for(ctx, rows, grain, [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const double squares =
-          sum_range(r * cols, (r + 1) * cols, [x](int64_t i) { return static_cast<double>(x[i]) * x[i]; });
-      norms[r] = static_cast<float>(std::sqrt(squares));
+      norms[r] = static_cast<float>(std::sqrt(sum_of_products(x + r * cols, x + r * cols, cols)));
     }
   });
 }
@@ -90,10 +85,19 @@ void cpu::col_norms(Context& ctx, const ColNorms& args) {
   // Threads share the columns, so that the order of the additions does not depend on their number.
   parallel_for(ctx, cols, 16, [=](int64_t begin, int64_t end, int) {
     std::fill(squares + begin, squares + end, 0.0);
-    for (int64_t r = 0; r < rows; ++r) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {  // four rows at once: a quarter of the traffic to the sums
       const float* row = x + r * cols;
 #pragma omp simd
-      for (int64_t c = begin; c < end; ++c) squares[c] += static_cast<double>(row[c]) * row[c];
+      for (int64_t c = begin; c < end; ++c) {
+        const double a = row[c], b = row[c + cols], d = row[c + 2 * cols], e = row[c + 3 * cols];
+        squares[c] += (a * a + b * b) + (d * d + e * e);
+      }
+    }
+    for (; r < rows; ++r) {
+#pragma omp simd
+      for (int64_t c = begin; c < end; ++c)
+        squares[c] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
     }
 #pragma omp simd
     for (int64_t c = begin; c < end; ++c) norms[c] = static_cast<float>(std::sqrt(squares[c]));
@@ -114,13 +118,14 @@ void cpu::scale_rows(Context& ctx, const ScaleRows& args) {
   const float* scales = args.scales.f32();
   float* y = args.y.f32();
   const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
-  parallel_for(ctx, rows, grain, [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float scale = multiplier(scales[r], factor, divide);
+  parallel_for(ctx, rows, grain,
+               [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
+                 for (int64_t r = begin; r < end; ++r) {
+                   const float scale = multiplier(scales[r], factor, divide);
 #pragma omp simd
-      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * scale;
-    }
-  });
+                   for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * scale;
+                 }
+               });
 }
 
 void cpu::scale_cols(Context& ctx, const ScaleCols& args) {
@@ -129,12 +134,13 @@ void cpu::scale_cols(Context& ctx, const ScaleCols& args) {
   const float* scales = args.scales.f32();
   float* y = args.y.f32();
   const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
-  parallel_for(ctx, rows, grain, [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* from = x + r * cols;
-      float* to = y + r * cols;
+  parallel_for(ctx, rows, grain,
+               [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
+                 for (int64_t r = begin; r < end; ++r) {
+                   const float* from = x + r * cols;
+                   float* to = y + r * cols;
 #pragma omp simd
-      for (int64_t c = 0; c < cols; ++c) to[c] = from[c] * multiplier(scales[c], factor, divide);
-    }
-  });
+                   for (int64_t c = 0; c < cols; ++c) to[c] = from[c] * multiplier(scales[c], factor, divide);
+                 }
+               });
 }

@@ -6,9 +6,9 @@
 //                                 scale_rows y[r][c] = factor x[r][c] s[r]     or / s[r]
 //                                 scale_cols y[r][c] = factor x[r][c] s[c]     or / s[c]
 //
-// Sums are float64 inside, so squares of float32 neither overflow nor vanish. A NaN or infinity anywhere in the input
-// makes the result non-finite. Deterministic for any number of threads: sums run over chunks whose bounds depend
-// on the size alone, and the chunks' sums are added in order. dtype float32.
+// Sums are float64 inside, so squares of float32 neither overflow nor vanish. A NaN or infinity anywhere in
+// the input makes the result non-finite. Deterministic for any number of threads: sums run over chunks whose
+// bounds depend on the size alone, and the chunks' sums are added in order. dtype float32.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -40,7 +40,29 @@ struct ScaleCols {
 };
 
 /// Scratch that col_norms takes: float64 sums of every column.
-inline int64_t col_norms_scratch_bytes(int64_t cols) { return (cols + 7) / 8 * 8 * int64_t{sizeof(double)}; }
+inline int64_t col_norms_scratch_bytes(int64_t cols) {
+  return (cols + 7) / 8 * 8 * int64_t{sizeof(double)};
+}
+
+/// Every input read once, every tensor-sized output written once.
+inline Work work(const Tensor& x) {
+  return {.bytes = 1.0 * x.bytes()};
+}
+inline Work work(const Tensor& a, const Tensor& b) {
+  return {.bytes = 1.0 * (a.bytes() + b.bytes())};
+}
+inline Work work(const RowNorms& args) {
+  return work(args.x);
+}
+inline Work work(const ColNorms& args) {
+  return work(args.x);
+}
+inline Work work(const ScaleRows& args) {
+  return work(args.x, args.y);
+}
+inline Work work(const ScaleCols& args) {
+  return work(args.x, args.y);
+}
 
 namespace cpu {
 double sum_of_squares(Context& ctx, const Tensor& x);
@@ -62,7 +84,9 @@ void scale_cols(Context& ctx, const ScaleCols& args);
 }  // namespace gpu
 
 /// Sum of x^2 over all elements; the square of the Frobenius norm.
-inline double sum_of_squares(Context& ctx, const Tensor& x) { ON_DEVICE(sum_of_squares, ctx, x); }
+inline double sum_of_squares(Context& ctx, const Tensor& x) {
+  ON_DEVICE(sum_of_squares, ctx, x);
+}
 
 /// Sum of a b over all elements; <A, B> of the paper.
 inline double dot(Context& ctx, const Tensor& a, const Tensor& b) {
@@ -71,7 +95,9 @@ inline double dot(Context& ctx, const Tensor& a, const Tensor& b) {
 }
 
 /// Largest |x|; 0 for an empty tensor, NaN when any element is.
-inline float max_abs(Context& ctx, const Tensor& x) { ON_DEVICE(max_abs, ctx, x); }
+inline float max_abs(Context& ctx, const Tensor& x) {
+  ON_DEVICE(max_abs, ctx, x);
+}
 
 inline void row_norms(Context& ctx, const RowNorms& args) {
   expect_shape(args.norms, {args.x.rows()}, "row_norms: norms");

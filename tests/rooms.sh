@@ -1,0 +1,23 @@
+#!/bin/sh
+# tests/rooms.sh: the rules of the rooms that a compiler does not check (DESIGN: arrows point one way).
+set -u
+bad=0
+# forbid WHAT PATTERN FILES...: no line of the files may match
+forbid() {
+  what=$1 pattern=$2
+  shift 2
+  # shellcheck disable=SC2068  # file names without spaces
+  if grep -nE "$pattern" $@ /dev/null; then
+    echo "tests/rooms.sh: error: $what" >&2
+    bad=1
+  fi
+}
+forbid 'kernels include nothing above them' \
+  '#include "(model/[a-z_]+\.|optim/|data/|options|setup|commands|run_log)' $(ls model/kernels/*)
+forbid 'the model knows nothing of optimizers, data or the command line' \
+  '#include "(optim/|data/|options|setup|commands|run_log)' $(ls model/*.h model/*.cpp)
+forbid 'optimizers know nothing of data or the command line' \
+  '#include "(data/|options|setup|commands|run_log)' $(ls optim/*)
+forbid 'data knows nothing of models and optimizers' '#include "(model/|optim/|options|setup|commands|run_log)' $(ls data/*.h data/*.cpp)
+forbid 'only doors may pick the device' 'ON_DEVICE' $(ls model/*.h model/*.cpp optim/*.cpp data/*.cpp ./*.cpp)
+exit $bad

@@ -1,0 +1,374 @@
+// The program from the outside: what a person or a script sees of ./train_gpt. Needs the binary in $TRAIN_GPT.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "model/random.h"
+#include "tests/temporary_folder.h"
+
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+using Words = std::vector<std::string>;
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// A loss as the program prints it.
+std::string fmt_loss(double loss) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6f", loss);
+  return text;
+}
+
+struct Result {
+  int status;           // exit status, or 128 + signal
+  std::string out, err;
+};
+
+class Program : public testing::Test {
+ protected:
+  void SetUp() override {
+    const char* binary = std::getenv("TRAIN_GPT");
+    if (binary == nullptr) GTEST_SKIP() << "set TRAIN_GPT to the program to test";
+    binary_ = binary;
+  }
+  std::string path(const std::string& name) const { return folder_.path(name); }
+
+  /// Starts the program; output goes to files, so that nothing blocks.
+  pid_t start(const Words& words) {
+    std::vector<char*> argv = {binary_.data()};
+    Words copy = words;
+    for (std::string& word : copy) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    const std::string out = path("stdout"), err = path("stderr");
+    const pid_t child = fork();
+    if (child == 0) {
+      dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDOUT_FILENO);
+      dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDERR_FILENO);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    return child;
+  }
+  Result finish(pid_t child) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")), read(path("stderr"))};
+  }
+  Result run(const Words& words) { return finish(start(words)); }
+
+  /// A small corpus of words with some structure, prepared once per test.
+  void prepare() {
+    Random random(7);
+    std::ofstream text(path("text.txt"));
+    const char* words[] = {"the", "light", "and", "day", "night", "water", "was", "good", "said", "earth"};
+    for (int line = 0; line < 2000; ++line) {
+      for (int i = 0; i < 8; ++i) text << words[random.bits() % 10] << (i < 7 ? " " : ".\n");
+      if (line % 400 == 399) text << "<|endoftext|>\n";
+    }
+    text.close();
+    const Result result = run({"prepare", "--text", path("text.txt"), "--out", path("data"), "--val-fraction", "0.1"});
+    ASSERT_EQ(result.status, 0) << result.err;
+  }
+  /// A tiny training run into OUT; `more` comes last and wins.
+  Words train(const std::string& out, const Words& more = {}) {
+    Words words = {"train", "--train", path("data/train_*.bin"), "--val", path("data/val_*.bin"), "--out", path(out),
+                   "--model", "gpt2-nano", "--batch-size", "4", "--seq-len", "32", "--steps", "12", "--val-every", "6",
+                   "--val-tokens", "512"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+  std::vector<json> log(const std::string& out) {
+    std::vector<json> lines;
+    std::ifstream file(path(out + "/log.jsonl"));
+    for (std::string line; std::getline(file, line);) lines.push_back(json::parse(line));
+    return lines;
+  }
+  /// The losses of the log, by type and step.
+  std::map<std::pair<std::string, int>, double> losses(const std::string& out) {
+    std::map<std::pair<std::string, int>, double> found;
+    for (const json& line : log(out)) {
+      if (!line.contains("loss")) continue;
+      const bool first = found.emplace(std::pair(line["type"], line["step"]), line["loss"]).second;
+      EXPECT_TRUE(first) << "twice: " << line;
+    }
+    return found;
+  }
+  /// One line on standard error that says "train_gpt: error: ..." and holds all of `parts`.
+  void expect_error(const Words& words, int status, const Words& parts) {
+    const Result result = run(words);
+    std::string command;
+    for (const std::string& word : words) command += " " + word;
+    SCOPED_TRACE(command + "\n" + result.err);
+    EXPECT_EQ(result.status, status);
+    EXPECT_TRUE(result.err.starts_with("train_gpt: error: "));
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1);
+    for (const std::string& part : parts) EXPECT_NE(result.err.find(part), std::string::npos) << part;
+  }
+  void expect_same_checkpoint(const std::string& a, const std::string& b, const std::string& step) {
+    for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json"}) {
+      const std::string left = read(path(a + "/checkpoints/" + step + "/" + file));
+      EXPECT_FALSE(left.empty()) << file;
+      EXPECT_TRUE(left == read(path(b + "/checkpoints/" + step + "/" + file))) << file;
+    }
+  }
+
+ private:
+  TemporaryFolder folder_;
+  std::string binary_;
+};
+
+TEST_F(Program, HelpNamesEveryCommand) {
+  const Result result = run({"--help"});
+  EXPECT_EQ(result.status, 0);
+  for (const char* command : {"prepare", "train", "generate", "evaluate", "info"}) {
+    EXPECT_NE(result.out.find(command), std::string::npos) << command;
+    const Result help = run({command, "--help"});
+    EXPECT_EQ(help.status, 0);
+    EXPECT_NE(help.out.find("--"), std::string::npos);
+  }
+}
+
+TEST_F(Program, TheLogHasItsLinesInOrder) {
+  prepare();
+  const Result result = run(train("run", {"--sample-every", "6", "--sample-tokens", "20", "--checkpoint-every", "6"}));
+  ASSERT_EQ(result.status, 0) << result.err;
+  const std::vector<json> lines = log("run");
+  EXPECT_TRUE(read(path("run/log.jsonl")).starts_with("{\"type\":\"run\""));
+  EXPECT_EQ(lines[0]["options"]["batch_size"], 4);
+  EXPECT_EQ(lines[0]["options"]["seed"], 1337);
+  EXPECT_GT(lines[0]["parameters"], 100000);
+  for (const char* key : {"device", "revision"}) EXPECT_TRUE(lines[0].contains(key));
+  std::map<std::string, int> seen;
+  for (const json& line : lines) {
+    ++seen[line["type"]];
+    if (line["type"] != "train") continue;
+    for (const char* key : {"step", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_second", "mfu"})
+      EXPECT_TRUE(line[key].is_number()) << key;
+    EXPECT_EQ(line["step"], seen["train"] - 1);
+    EXPECT_EQ(line["tokens"], 128 * (seen["train"] - 1));
+  }
+  EXPECT_EQ(seen, (std::map<std::string, int>{
+                      {"run", 1}, {"train", 12}, {"val", 3}, {"sample", 2}, {"checkpoint", 2}, {"end", 1}}));
+  EXPECT_EQ(lines[1]["type"], "val");   // before the first step
+  EXPECT_EQ(lines[1]["step"], 0);
+  EXPECT_EQ(lines.back()["type"], "end");
+  EXPECT_EQ(lines.back()["step"], 12);
+  EXPECT_LT(lines.back()["val_loss"], 0.8 * lines[1]["loss"].get<double>());
+  EXPECT_NEAR(lines[1]["loss"], std::log(257.0), 0.1);   // a fresh model knows nothing
+}
+
+TEST_F(Program, NoStepsOnlyValidates) {
+  prepare();
+  ASSERT_EQ(run(train("run", {"--steps", "0"})).status, 0);
+  EXPECT_EQ(log("run").size(), 3u);   // run, val, end
+}
+
+TEST_F(Program, GradientAccumulationChangesNothing) {
+  prepare();
+  ASSERT_EQ(run(train("large", {"--recipe", "adamw"})).status, 0);
+  ASSERT_EQ(run(train("small", {"--recipe", "adamw", "--batch-size", "1", "--grad-accum", "4"})).status, 0);
+  const auto large = losses("large"), small = losses("small");
+  ASSERT_EQ(large.size(), small.size());
+  for (const auto& [key, loss] : large) EXPECT_NEAR(small.at(key), loss, 1e-4) << key.first << " " << key.second;
+}
+
+TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
+  prepare();
+  ASSERT_EQ(run(train("whole", {"--shuffle"})).status, 0);
+  ASSERT_EQ(run(train("parts", {"--shuffle", "--checkpoint-every", "4"})).status, 0);
+  fs::remove_all(path("parts/checkpoints/step-00000012"));
+  const Result resumed = run(train("parts", {"--shuffle", "--checkpoint-every", "4", "--resume"}));
+  ASSERT_EQ(resumed.status, 0) << resumed.err;
+  EXPECT_NE(resumed.out.find("resuming after step 8"), std::string::npos) << resumed.out;
+  expect_same_checkpoint("whole", "parts", "step-00000012");
+  EXPECT_EQ(losses("whole"), losses("parts"));
+  // Once more: nothing is left to do.
+  EXPECT_EQ(run(train("parts", {"--shuffle", "--checkpoint-every", "4", "--resume"})).status, 0);
+  EXPECT_EQ(losses("whole"), losses("parts"));
+}
+
+TEST_F(Program, KillAtRandomMomentsAndResume) {
+  prepare();
+  const char* kills_text = std::getenv("KILLS");   // `make check` asks for many
+  const int kills = kills_text != nullptr ? std::atoi(kills_text) : 6;
+  const Words more = {"--steps", "60", "--checkpoint-every", "3", "--keep", "2"};
+  ASSERT_EQ(run(train("whole", more)).status, 0);
+  Words resume = more;
+  resume.push_back("--resume");
+  Random random(11);
+  int died = 0;
+  for (int i = 0; i < kills; ++i) {
+    const pid_t child = start(train("killed", resume));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20 + random.bits() % 400));
+    kill(child, SIGKILL);
+    died += finish(child).status == 128 + SIGKILL;
+  }
+  EXPECT_GT(died, 0);
+  const Result last = run(train("killed", resume));
+  ASSERT_EQ(last.status, 0) << last.err;
+  expect_same_checkpoint("whole", "killed", "step-00000060");
+  EXPECT_EQ(losses("whole"), losses("killed"));
+  for (const auto& entry : fs::directory_iterator(path("killed/checkpoints")))
+    EXPECT_NE(entry.path().extension(), ".tmp") << entry.path();
+}
+
+TEST_F(Program, InterruptWritesACheckpointAndSaysHowToGoOn) {
+  prepare();
+  const pid_t child = start(train("run", {"--steps", "100000"}));
+  while (read(path("run/log.jsonl")).find("\"train\"") == std::string::npos) usleep(10000);
+  kill(child, SIGINT);
+  const Result result = finish(child);
+  EXPECT_EQ(result.status, 130);
+  EXPECT_NE(result.out.find("--resume"), std::string::npos) << result.out;
+  EXPECT_EQ(std::distance(fs::directory_iterator(path("run/checkpoints")), {}), 1);
+}
+
+TEST_F(Program, BadUsageIsOneLineAndStatus2) {
+  prepare();
+  expect_error({}, 2, {"--help"});
+  expect_error({"dance"}, 2, {"--help"});
+  expect_error({"train"}, 2, {"--train", "required"});
+  expect_error(train("run", {"--steps", "-1"}), 2, {"--steps"});
+  expect_error(train("run", {"--steps", "many"}), 2, {"--steps"});
+  expect_error(train("run", {"--batch-size", "0"}), 2, {"--batch-size"});
+  expect_error(train("run", {"--colour", "red"}), 2, {"--colour"});
+  expect_error(train("run", {"--model", "gpt9"}), 2, {"gpt9", "gpt2-medium"});
+  expect_error(train("run", {"--model", "gpt2:wings=2"}), 2, {"wings", "layers"});
+  expect_error(train("run", {"--model", "gpt2:channels=100,heads=7"}), 2, {"100", "7"});
+  expect_error(train("run", {"--seq-len", "257"}), 2, {"257", "positions"});
+  expect_error(train("run", {"--hidden", "muon:lr=fast"}), 2, {"lr=fast", "--hidden"});
+  expect_error(train("run", {"--hidden", "muon:speed=1"}), 2, {"speed", "momentum"});
+  expect_error(train("run", {"--hidden", "magic"}), 2, {"magic", "muon", "adam"});
+  expect_error(train("run", {"--vector", "muon"}), 2, {"--vector"});
+  expect_error(train("run", {"--head", "adam"}), 2, {"head", "tied"});
+  expect_error(train("run", {"--schedule", "zigzag"}), 2, {"zigzag", "cosine"});
+  expect_error(train("run", {"--recipe", "soup"}), 2, {"soup", "adamw"});
+  expect_error(train("run", {"--device", "cuda"}), 2, {"--device"});
+  expect_error(train("run", {"--dtype", "bf16"}), 2, {"--dtype"});
+  expect_error(train("run", {"--config", path("none.conf")}), 2, {"none.conf"});
+  expect_error({"prepare", "--text", path("text.txt"), "--out", path("d"), "--tokenizer", "klingon"}, 2, {"klingon"});
+  expect_error({"generate", "--model", path("x"), "--temperature", "-1"}, 2, {"--temperature"});
+}
+
+TEST_F(Program, BadFilesAreOneLineAndStatus1) {
+  prepare();
+  expect_error(train("run", {"--train", path("nothing_*.bin")}), 1, {"nothing_*.bin"});
+  std::ofstream(path("empty.bin")).close();
+  expect_error(train("run", {"--train", path("empty.bin")}), 1, {"empty.bin"});
+  const std::string shard = read(path("data/train_000000.bin"));
+  std::ofstream(path("short.bin")) << shard.substr(0, shard.size() - 2);
+  expect_error(train("run", {"--val", path("short.bin")}), 1, {"short.bin"});
+  expect_error(train("run", {"--seq-len", "256", "--batch-size", "4096"}), 1, {"tokens"});
+  expect_error({"prepare", "--text", path("nothing.txt"), "--out", path("d")}, 1, {"nothing.txt"});
+  expect_error({"generate", "--model", path("nothing")}, 1, {"nothing"});
+  expect_error(train("run", {"--init", path("nothing")}), 1, {"nothing"});
+
+  ASSERT_EQ(run(train("good", {"--steps", "2"})).status, 0);
+  const std::string folder = path("good/checkpoints/step-00000002");
+  expect_error(train("good", {"--steps", "4", "--resume", "--hidden", "muon:lr=0.5"}), 1, {"rules", "state.json"});
+  expect_error(train("good", {"--steps", "4", "--resume", "--seq-len", "16"}), 1, {"seq_len"});
+  const std::string model = read(folder + "/model.safetensors");
+  std::ofstream(folder + "/model.safetensors") << model.substr(0, 1000);
+  expect_error({"generate", "--model", folder}, 1, {"model.safetensors"});
+  std::ofstream(folder + "/config.json") << "{]";
+  expect_error({"generate", "--model", folder}, 1, {"config.json"});
+}
+
+TEST_F(Program, AFolderWithARunIsNotOverwritten) {
+  prepare();
+  ASSERT_EQ(run(train("run", {"--steps", "2"})).status, 0);
+  const std::string before = read(path("run/log.jsonl"));
+  expect_error(train("run", {"--steps", "3"}), 2, {"--out", "--resume"});
+  EXPECT_EQ(read(path("run/log.jsonl")), before);
+}
+
+TEST_F(Program, ANonFiniteLossStopsWithStepTensorAndCheckpoint) {
+  prepare();
+  ASSERT_EQ(run(train("run", {"--steps", "3", "--checkpoint-every", "1", "--keep", "0", "--hidden", "sgd:lr=1e38",
+                              "--schedule", "constant", "--grad-clip", "0"}))
+                .status, 1);
+  const std::string error = read(path("stderr"));
+  EXPECT_NE(error.find("not finite"), std::string::npos) << error;
+  EXPECT_NE(error.find("step "), std::string::npos) << error;
+  EXPECT_TRUE(error.find(".weight") != std::string::npos || error.find(".bias") != std::string::npos) << error;
+  EXPECT_FALSE(read(path("run/checkpoints/step-00000001/model.safetensors")).empty());
+}
+
+TEST_F(Program, GenerateIsRepeatable) {
+  prepare();
+  ASSERT_EQ(run(train("run")).status, 0);
+  const Words words = {"generate", "--model", path("run"), "--prompt", "the ", "--tokens", "40", "--seed", "3"};
+  const Result a = run(words), b = run(words);
+  EXPECT_EQ(a.status, 0) << a.err;
+  EXPECT_EQ(a.out, b.out);
+  EXPECT_TRUE(a.out.starts_with("the "));
+  Words greedy = words, one = words;
+  greedy.insert(greedy.end(), {"--temperature", "0"});
+  one.insert(one.end(), {"--top-k", "1"});
+  EXPECT_EQ(run(greedy).out, run(one).out);
+}
+
+TEST_F(Program, InitStartsWhereTheCheckpointEnded) {
+  prepare();
+  ASSERT_EQ(run(train("run")).status, 0);
+  ASSERT_EQ(run(train("more", {"--steps", "0", "--init", path("run/checkpoints/step-00000012")})).status, 0);
+  EXPECT_EQ(log("more")[1]["loss"], log("run").back()["val_loss"]);
+  const Result evaluated = run({"evaluate", "--model", path("run"), "--data", path("data/val_*.bin"), "--seq-len", "32",
+                                "--tokens", "512", "--batch-size", "4"});
+  EXPECT_NE(evaluated.out.find(fmt_loss(log("run").back()["val_loss"])), std::string::npos) << evaluated.out;
+}
+
+TEST_F(Program, AConfigFileStandsForOptions) {
+  prepare();
+  std::ofstream(path("tiny.conf")) << "# a comment\nsteps = 3\nshuffle\nhidden = \"muon:lr=0.01\"\n";
+  ASSERT_EQ(run(train("flags", {"--steps", "3", "--shuffle", "--hidden", "muon:lr=0.01"})).status, 0);
+  Words words = train("file");
+  words.erase(std::find(words.begin(), words.end(), "--steps"), std::find(words.begin(), words.end(), "--val-every"));
+  words.insert(words.end(), {"--config", path("tiny.conf")});
+  ASSERT_EQ(run(words).status, 0) << read(path("stderr"));
+  EXPECT_EQ(losses("flags"), losses("file"));
+  std::ofstream(path("bad.conf")) << "steps = 3\n--shuffle\n";
+  words.back() = path("bad.conf");
+  expect_error(words, 2, {"line 2", "bad.conf"});
+}
+
+TEST_F(Program, InfoShowsRolesRulesAndMemory) {
+  const Result result = run({"info", "--model", "gpt2-nano"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  for (const char* part : {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
+    EXPECT_NE(result.out.find(part), std::string::npos) << part;
+}
+
+TEST_F(Program, AFullDiskKeepsTheOlderCheckpoint) {
+  prepare();
+  const std::string disk = path("disk");
+  const TinyDisk tiny(disk, "6m");
+  if (!tiny.mounted()) GTEST_SKIP() << "mounting a small disk needs root";
+  const Result result = run(train("disk/run", {"--steps", "40", "--checkpoint-every", "1", "--keep", "0"}));
+  EXPECT_EQ(result.status, 1);
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  int complete = 0;
+  for (const auto& entry : fs::directory_iterator(disk + "/run/checkpoints")) {
+    if (entry.path().extension() == ".tmp") continue;
+    ++complete;
+    EXPECT_EQ(run({"generate", "--model", entry.path().string(), "--tokens", "1"}).status, 0);
+  }
+  EXPECT_GT(complete, 0);
+}
+}  // namespace
