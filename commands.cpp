@@ -20,14 +20,6 @@
 #endif
 
 namespace {
-/// A checkpoint folder from what the user gave: the folder itself, or the newest one of a run.
-std::string find_model(const std::string& path) {
-  if (has_config(path)) return path;
-  if (const auto newest = newest_checkpoint(path)) return *newest;
-  throw RunError(fmt::format("no model.safetensors with config.json and no checkpoints there, {}, give a checkpoint "
-                             "folder or the --out of a run", path));
-}
-
 /// A model ready to run forward, with its tokenizer (null when its folder has none).
 struct LoadedModel {
   Context ctx;
@@ -35,7 +27,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Gpt> model;
 
-  LoadedModel(const std::string& path, int threads) : folder(find_model(path)) {
+  LoadedModel(const std::string& path, int threads) : folder(find_weights(path)) {
     use_cpu(ctx, threads);
     if (std::filesystem::exists(folder + "/tokenizer.json")) tokenizer = load_tokenizer(folder);
   }

@@ -1,6 +1,5 @@
-// Files, carefully: read-only maps; files and folders that appear under their name only when complete and on
-// disk. Every failure is one RunError that names the file. Temporary names end in ".tmp" and lie beside the
-// final one.
+// Files, carefully: read-only maps; files and folders that have their name only when complete and on disk.
+// Every failure is one RunError that names the file. Temporary names end in ".tmp", beside the final one.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +49,8 @@ class FileWriter {
   void rewrite(int64_t offset, const void* bytes, int64_t count);
   /// Bytes appended so far.
   int64_t size() const { return size_; }
-  /// fsync, rename, fsync of the folder. With Existing::refuse a file that appeared meanwhile is kept, and is
-  /// an error.
+  /// fsync, rename, fsync of the folder. With Existing::refuse, a file that appeared meanwhile
+  /// is kept and is an error.
   void commit();
 
  private:

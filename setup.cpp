@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -10,6 +11,13 @@
 #include "model/checkpoint.h"
 #include "optim/recipe.h"
 #include "run_log.h"
+
+std::string find_weights(const std::string& path) {
+  if (std::filesystem::exists(path) && has_config(path)) return path;
+  if (const auto newest = newest_checkpoint(path)) return *newest;
+  throw RunError(fmt::format("no model.safetensors with a config.json and no checkpoints there, {}, give a checkpoint "
+                             "folder or the --out of a run", path));
+}
 
 void use_device(Context& ctx, const TrainOptions& options) {
   if (options.device == "cuda" && !kHaveGpu)
@@ -26,7 +34,7 @@ ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer
     config = parse_model(options.model);
     config.V = tokenizer != nullptr ? tokenizer->vocab_size() : kGpt2Vocabulary;
   } else {
-    config = load_config(options.init);
+    config = load_config(find_weights(options.init));
     if (tokenizer != nullptr && tokenizer->vocab_size() != config.V)
       throw UsageError(fmt::format("its vocabulary of {} is not the data's {}, --init {}, prepare the data with the "
                                    "model's tokenizer", config.V, tokenizer->vocab_size(), options.init));

@@ -12,6 +12,10 @@
 #include "optim/optimizer.h"
 #include "options.h"
 
+/// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest checkpoint of a
+/// run's folder. RunError when there is nothing.
+std::string find_weights(const std::string& path);
+
 /// Makes `ctx` the device that the options ask for. UsageError when this binary or machine cannot.
 void use_device(Context& ctx, const TrainOptions& options);
 

@@ -92,6 +92,7 @@ void Run::validate() {
            model.forward(Tensor(val_inputs.data(), shape), Tensor(val_targets.data(), shape));
   }
   state.val_loss = sum / static_cast<double>(rows);
+  if (!std::isfinite(state.val_loss)) throw not_finite(model.parameters(), state.step, options.out);
   log.write({{"type", "val"}, {"step", state.step}, {"tokens", state.step * options.tokens_per_step()},
              {"loss", state.val_loss}});
   progress.say(fmt::format("step {}/{}  validation loss {:.6f} over {} tokens", state.step, options.steps,
@@ -152,7 +153,7 @@ int train(const TrainOptions& options) {
   } else if (options.init.empty()) {
     model.parameters().initialize(options.seed);
   } else {
-    load_parameters(options.init, model.parameters());
+    load_parameters(find_weights(options.init), model.parameters());
   }
   const double peak_flops = measure_peak_flops(ctx);
   RunLog log = resume_from ? RunLog::resume(options.out, state.step) : RunLog::create(options.out);

@@ -10,7 +10,7 @@
 
 #include "error.h"
 #include "model/kernels/tensor.h"
-#include "model/random.h"
+#include "random.h"
 
 int64_t permute(int64_t index, int64_t size, uint64_t key) {
   expect(index >= 0 && index < size, "permute: index outside of the domain");

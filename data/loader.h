@@ -3,8 +3,7 @@
 // micro-batches and processes only take slices [first_row, first_row + n) of it, so that the split never
 // changes the data.
 //
-// In order (default): batch i reads tokens [i * rows * T, (i + 1) * rows * T], one more than it has inputs,
-// since
+// In order (default): batch i reads tokens [i * rows * T, (i + 1) * rows * T], one more than it has inputs:
 //   targets are the inputs shifted by one. After the last whole batch it starts over at token 0 (the tail
 //   that fills no batch is left out): step s reads batch s mod batches_per_epoch().
 // Shuffled: the data is cut into N = (size - 1) / T chunks; row j = s * rows + r of the run reads chunk

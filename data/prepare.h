@@ -35,8 +35,7 @@ struct PrepareReport {
   int64_t vocab_size = 0;
 };
 
-/// Called every few MB from one thread: the part of the work that is done in [0, 1], and MB of text per
-/// second.
+/// Called every few MB from one thread: the part of the work that is done in [0, 1], and the speed.
 using PrepareProgress = std::function<void(double fraction, double mb_per_second)>;
 
 /// Does it. The result does not depend on `threads`. UsageError for options, RunError for files: a missing or

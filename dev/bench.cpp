@@ -13,7 +13,7 @@
 #include "model/flops.h"
 #include "model/gpt.h"
 #include "model/kernels/profile.h"
-#include "model/random.h"
+#include "random.h"
 #include "optim/recipe.h"
 #include "run_log.h"
 

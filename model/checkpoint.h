@@ -1,8 +1,6 @@
 // Checkpoints: OUT/checkpoints/step-00000500/ holds
-//   model.safetensors, config.json   the model, for GPT-2 in Hugging Face's names and layout (linear weights
-//   (in, out),
-//                                    no lm_head: tied), so that transformers' GPT2LMHeadModel loads the
-//                                    folder
+//   model.safetensors, config.json   the model, for GPT-2 in Hugging Face's names and layout: linear weights
+//                                    (in, out), no lm_head (tied). transformers' GPT2LMHeadModel loads it
 //   optimizer.safetensors            the optimizer's tensors, by name
 //   state.json                       step, data position and what else the caller wants back
 //   tokenizer.json                   when known

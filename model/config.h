@@ -22,7 +22,7 @@ struct ModelConfig {
 
 inline constexpr float kLayerNormEps = 1e-5f;
 
-/// Reads "NAME[:key=value,...]" with keys layers, heads, channels, positions, e.g. "gpt2-mini:layers=4,channels=256".
+/// Reads "NAME[:key=value,...]" with keys layers, heads, channels, positions, e.g. "gpt2-mini:layers=4,channels=384".
 /// The vocabulary comes from the data and is set by the caller. Throws UsageError (text.h) that names what would be legal.
 ModelConfig parse_model(const std::string& text);
 /// Throws UsageError when sizes are impossible (heads not dividing channels, zero, too large).

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "error.h"
-#include "model/random.h"
+#include "random.h"
 
 int32_t draw_token(std::span<const float> logits, const SampleOptions& options, double uniform) {
   std::vector<int32_t> order(logits.size());

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "model/random.h"
+#include "random.h"
 
 const char* role_name(Role role) {
   switch (role) {

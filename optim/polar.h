@@ -17,7 +17,8 @@
 // where everything but the first and the last product is small and symmetric. Rounding grows faster there, so
 // X and R are formed anew after a few steps: see gram_runs in polar.cpp.
 //
-// Every matrix of a batch is treated alone: its result does not depend on the others. Zero gives zero, c X
+// Every matrix of a batch is treated alone: the others never enter its result; the size of the batch can, by
+// rounding, because products are cut among threads by it. Zero gives zero, c X
 // gives the same as X for c > 0 (no eps: a zero norm divides to zero), a NaN spreads over its whole matrix.
 // float32; deterministic for a given number of threads.
 //

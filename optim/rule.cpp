@@ -72,7 +72,7 @@ void Smoothing::apply(Context& ctx, Group& group, const RuleStep& step) const {
                  .m = beta == 0 ? Tensor{} : block.state[0],
                  .g = block.grad,
                  .beta = static_cast<float>(beta),
-                 .gain = beta != 0 && ema ? static_cast<float>(1 - beta) : 1.0f,
+                 .gain = ema ? static_cast<float>(1 - beta) : 1.0f,
                  .scale = step.grad_scale,
                  .nesterov = nesterov});
 }

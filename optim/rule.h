@@ -74,8 +74,8 @@ class Rule {
   /// Scratch that direction() takes from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
   /// Updates the state and replaces every block's grad by its update direction. Each block's result depends
-  /// on that block alone. Returns the sum of the blocks' dual norms of what was dualized if step.want_dual,
-  /// else 0.
+  /// on that block alone (but for rounding, see polar.h). Returns the sum of the blocks' dual norms of what
+  /// was dualized if step.want_dual, else 0.
   virtual double direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
 
  private:

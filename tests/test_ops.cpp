@@ -305,7 +305,7 @@ TEST_F(Ops, CrossEntropySurvivesLargeLogits) {
 }
 
 TEST_F(Ops, TargetsAndTokensOutsideTheVocabularyAreErrorsBeforeAnythingIsWritten) {
-  Floats logits({2, 8}, 1.0f), losses({2}, 9.0f), table({4, 3}), positions({2, 3}), y({1, 2, 3}, 9.0f);
+  Floats logits({2, 8}, 1.0f), losses({2}, 9.0f), table({5, 3}), positions({2, 3}), y({1, 2, 3}, 9.0f);
   for (int32_t bad : {-1, 5}) {
     std::vector<int32_t> ids{0, bad};
     EXPECT_THROW(cross_entropy(ctx, {.losses = losses.tensor(),

@@ -204,6 +204,19 @@ TEST(Rules, BlocksDoNotMix) {
     }
 }
 
+TEST(Rules, MoreBlocksThanFitInOneBatch) {  // 10 MB each: Muon takes three at a time, Newton-Schulz one
+  constexpr size_t kBlocks = 5;
+  std::vector<Matrix> weights(kBlocks, Matrix(64, 40000)), gradients;
+  for (uint32_t i = 0; i < kBlocks; ++i) gradients.push_back(random_matrix(64, 40000, i));
+  RuleDriver together("muon:steps=2", weights);
+  together.step(gradients);
+  for (size_t i = 0; i < kBlocks; ++i) {
+    RuleDriver alone("muon:steps=2", {weights[i]});
+    alone.step({gradients[i]});
+    EXPECT_LT(deviation(together.weight(i), alone.weight()), 1e-4) << i;
+  }
+}
+
 TEST(Rules, Messages) {
   const auto message = [](const std::string& text) -> std::string {
     try {

@@ -13,7 +13,7 @@
 #include <sstream>
 #include <thread>
 
-#include "model/random.h"
+#include "random.h"
 #include "tests/temporary_folder.h"
 
 namespace {
@@ -300,7 +300,8 @@ TEST_F(Program, AFolderWithARunIsNotOverwritten) {
 
 TEST_F(Program, ANonFiniteLossStopsWithStepTensorAndCheckpoint) {
   prepare();
-  ASSERT_EQ(run(train("run", {"--steps", "3", "--checkpoint-every", "1", "--keep", "0", "--hidden", "sgd:lr=1e38",
+  ASSERT_EQ(run(train("run", {"--steps", "50", "--checkpoint-every", "1", "--keep", "0", "--hidden", "sgd:lr=1e6",
+                              "--embedding", "sgd:lr=1e6", "--position", "sgd:lr=1e6", "--vector", "sgd:lr=1e6",
                               "--schedule", "constant", "--grad-clip", "0"}))
                 .status, 1);
   const std::string error = read(path("stderr"));

@@ -36,8 +36,8 @@ struct Block {
   int64_t matrix, m0, m1, n0, n1;
 };
 
-constexpr int64_t kNarrowest =
-    128;  // rows or columns; thinner blocks spend too much on packing the other operand
+// Rows or columns of a block; thinner ones spend too much on packing the other operand.
+constexpr int64_t kNarrowest = 128;
 
 Cut cut(const Product& p, int64_t threads) {
   const int64_t triangle = (p.M + kNarrowest - 1) / kNarrowest;
