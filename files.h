@@ -60,6 +60,8 @@ class FileWriter {
   int64_t size_ = 0;
 };
 
+/// A 64-bit hash of a file's bytes, to notice damage (not malice); reads at memory speed.
+uint64_t hash_file(const std::string& path);
 /// The whole text of a small file; RunError when it is missing or larger than `limit` bytes.
 std::string read_text(const std::string& path, const std::string& what, int64_t limit = 64 << 20);
 /// Writes a small file atomically.

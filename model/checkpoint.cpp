@@ -63,13 +63,31 @@ void remove_checkpoint(const std::string& folder) {
   fs::remove_all(condemned);
 }
 
+std::string hash_text(const std::string& path) {
+  return fmt::format("{:016x}", hash_file(path));
+}
+
+// Throws when a file is not, bit for bit, what state.json says was saved. Folders of other programs have no hashes.
+void verify(const std::string& folder, const char* name) {
+  std::error_code ignored;
+  if (!fs::exists(folder + "/" + kState, ignored)) return;
+  const Json state = load_state(folder);
+  const auto hashes = state.find("hashes");
+  if (hashes == state.end() || !hashes->is_object() || !hashes->contains(name)) return;
+  const std::string path = folder + "/" + name;
+  if ((*hashes)[name] != hash_text(path))
+    throw RunError(fmt::format("its bytes are not those that were saved, {}, use another checkpoint", path));
+}
+
 void write_files(const CheckpointToSave& what, const std::string& folder) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : what.parameters) tensors.push_back({p.name, p.value, p.transposed_on_disk});
   write_safetensors(folder + "/" + kModel, tensors);
   write_text(folder + "/" + kConfig, gpt2_config_json(what.config, what.end_of_text), Existing::refuse);
   write_safetensors(folder + "/" + kOptimizer, what.optimizer);
-  write_text(folder + "/" + kState, what.state.dump(1) + "\n", Existing::refuse);
+  Json state = what.state;
+  for (const char* name : {kModel, kOptimizer}) state["hashes"][name] = hash_text(folder + "/" + name);
+  write_text(folder + "/" + kState, state.dump(1) + "\n", Existing::refuse);
   if (!what.tokenizer.empty()) write_text(folder + "/tokenizer.json", what.tokenizer, Existing::refuse);
 }
 
@@ -103,13 +121,15 @@ std::string save(const CheckpointToSave& what) {
   return folder;
 }
 
-// Why a checkpoint cannot be used, or "" when it can: reads headers and state, not the values.
+// Why a checkpoint cannot be used, or "" when it can: reads everything once.
 std::string flaw(const std::string& folder) {
   try {
     load_config(folder);
     load_state(folder);
     SafetensorsReader(folder + "/" + kModel);
     SafetensorsReader(folder + "/" + kOptimizer);
+    verify(folder, kModel);
+    verify(folder, kOptimizer);
     return "";
   } catch (const RunError& error) {
     return error.what();
@@ -194,6 +214,7 @@ void check_head(const SafetensorsReader& file, const SafetensorsReader::Entry& h
 
 void load_parameters(const std::string& path, ParameterTable& parameters) {
   const SafetensorsReader file(model_file(path));
+  if (fs::is_directory(path)) verify(path, kModel);
   const std::string prefix = file.find("transformer.wte.weight") ? "transformer." : "";
   for (const SafetensorsReader::Entry& entry : file.entries()) {
     if (entry.name == "lm_head.weight") {

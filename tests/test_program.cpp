@@ -283,7 +283,10 @@ TEST_F(Program, BadFilesAreOneLineAndStatus1) {
   const std::string folder = path("good/checkpoints/step-00000002");
   expect_error(train("good", {"--steps", "4", "--resume", "--hidden", "muon:lr=0.5"}), 1, {"rules", "state.json"});
   expect_error(train("good", {"--steps", "4", "--resume", "--seq-len", "16"}), 1, {"seq_len"});
-  const std::string model = read(folder + "/model.safetensors");
+  std::string model = read(folder + "/model.safetensors");
+  model[model.size() - 100] ^= 1;   // one bit of one value
+  std::ofstream(folder + "/model.safetensors") << model;
+  expect_error({"generate", "--model", folder}, 1, {"model.safetensors", "not those that were saved"});
   std::ofstream(folder + "/model.safetensors") << model.substr(0, 1000);
   expect_error({"generate", "--model", folder}, 1, {"model.safetensors"});
   std::ofstream(folder + "/config.json") << "{]";
