@@ -49,14 +49,16 @@ int64_t trained_context(const std::string& folder, const ModelConfig& config) {
   return std::clamp<int64_t>((*identity)["seq_len"].get<int64_t>(), 1, config.positions);
 }
 
-double mebibytes(int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); }
+double mebibytes(int64_t bytes) {
+  return static_cast<double>(bytes) / (1024.0 * 1024.0);
+}
 
-/// One row of tokens, the logits after its last token, and the mean loss of predicting each token but the first from
-/// those before it: for comparison with other programs.
+/// One row of tokens, the logits after its last token, and the mean loss of predicting each token but the
+/// first from those before it: for comparison with other programs.
 void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row) {
   const auto T = static_cast<int64_t>(row.size());
   std::vector<int32_t> targets(row.begin() + 1, row.end());
-  targets.push_back(0);   // of the last position; its loss is left out below
+  targets.push_back(0);  // of the last position; its loss is left out below
   const Tensor tokens(row.data(), {1, T});
   model.forward(tokens, Tensor(targets.data(), {1, T}));
   double loss = 0;
@@ -89,17 +91,22 @@ int run_prepare(const PrepareOptions& options) {
 int run_generate(const GenerateOptions& options) {
   LoadedModel loaded(options.model, options.threads);
   if (!loaded.tokenizer)
-    throw RunError(fmt::format("no tokenizer.json there, {}, copy the one of the model's data", loaded.folder));
+    throw RunError(
+        fmt::format("no tokenizer.json there, {}, copy the one of the model's data", loaded.folder));
   const ModelConfig config = load_config(loaded.folder);
   const int64_t context = trained_context(loaded.folder, config);
   loaded.load(config, context);
   const int32_t end = loaded.tokenizer->end_of_text();
-  std::vector<int32_t> tokens = {end};   // a document begins
+  std::vector<int32_t> tokens = {end};  // a document begins
   for (const int32_t id : loaded.tokenizer->encode(options.prompt)) tokens.push_back(id);
   fmt::print("{}", options.prompt);
   generate(*loaded.model, tokens,
-           {.tokens = options.tokens, .temperature = options.temperature, .top_k = options.top_k,
-            .seed = options.seed, .end_of_text = end, .context = context},
+           {.tokens = options.tokens,
+            .temperature = options.temperature,
+            .top_k = options.top_k,
+            .seed = options.seed,
+            .end_of_text = end,
+            .context = context},
            [&](int32_t id) {
              fmt::print("{}", loaded.tokenizer->decode(id));
              std::fflush(stdout);
@@ -113,7 +120,8 @@ int run_evaluate(const EvaluateOptions& options) {
   const ModelConfig config = load_config(loaded.folder);
   const int64_t T = options.seq_len > 0 ? options.seq_len : trained_context(loaded.folder, config);
   if (T > config.positions)
-    throw UsageError(fmt::format("the model has {} positions, --seq-len {}, use at most that", config.positions, T));
+    throw UsageError(
+        fmt::format("the model has {} positions, --seq-len {}, use at most that", config.positions, T));
   loaded.load(config, options.batch_size * T);
   const Shards shards(options.data, config.V);
   const Loader loader(shards, {.rows = 1, .T = T});
@@ -141,32 +149,36 @@ int run_evaluate(const EvaluateOptions& options) {
 int run_info(const TrainOptions& options) {
   Context ctx;
   use_device(ctx, options);
-  const std::unique_ptr<Tokenizer> tokenizer = options.train.empty() ? nullptr : find_tokenizer(options.train);
-  Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len, /*training=*/true);
+  const std::unique_ptr<Tokenizer> tokenizer =
+      options.train.empty() ? nullptr : find_tokenizer(options.train);
+  Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len,
+            /*training=*/true);
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
   print_plan(options, model, optimizer);
-  fmt::print("\n{:<28} {:<10} {:>14}  {:<14} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm", "lr",
-             "decay", "s", "rule");
+  fmt::print("\n{:<28} {:<10} {:>14}  {:<14} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm",
+             "lr", "decay", "s", "rule");
   const std::vector<RowInfo> rows = optimizer.describe();
   for (const RowInfo& row : rows) {
     const Parameter& p = model.parameters().at(row.parameter);
-    const std::string shape = row.matrices > 1 ? fmt::format("{} x {}", row.matrices,
-                                                             Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
-                                               : p.shape.str();
-    fmt::print("{:<28} {:<10} {:>14}  {:<14} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role), shape,
-               row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule);
+    const std::string shape =
+        row.matrices > 1
+            ? fmt::format("{} x {}", row.matrices, Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
+            : p.shape.str();
+    fmt::print("{:<28} {:<10} {:>14}  {:<14} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role),
+               shape, row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule);
   }
   return 0;
 }
 
 void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
   const ModelConfig& c = model.config();
-  fmt::print("model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
-             c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
+  fmt::print(
+      "model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
+      c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
   fmt::print("batch      {} x {} tokens x {} micro-batches = {} tokens per step\n", options.batch_size,
              options.seq_len, options.grad_accum, options.tokens_per_step());
   std::vector<MemoryLine> plan = model.memory_plan();
-  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());   // scratch is shared
+  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());  // scratch is shared
   plan.push_back({"optimizer state", optimizer.state_bytes()});
   int64_t total = 0;
   std::string text;
@@ -178,14 +190,18 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   std::fflush(stdout);
 }
 
-nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
-                        int64_t parameters, double peak_flops) {
+nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config,
+                                const OptimizerOptions& rules, int64_t parameters, double peak_flops) {
   nlohmann::json resolved = nlohmann::json::object();
   for (const auto& [role, rule] : rules.rules) resolved[role_name(role)] = rule;
   return {{"type", "run"},
           {"options", to_json(options)},
-          {"model", {{"layers", config.L}, {"heads", config.NH}, {"channels", config.C},
-                     {"positions", config.positions}, {"vocab_size", config.V}}},
+          {"model",
+           {{"layers", config.L},
+            {"heads", config.NH},
+            {"channels", config.C},
+            {"positions", config.positions},
+            {"vocab_size", config.V}}},
           {"rules", resolved},
           {"schedule", rules.schedule.str()},
           {"grad_clip", rules.grad_clip},
@@ -199,7 +215,8 @@ nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& 
 std::string resume_advice(const std::string& out) {
   const auto newest = newest_checkpoint(out);
   if (!newest) return "there is no checkpoint yet: start again with a smaller step size";
-  return fmt::format("the last checkpoint is intact ({}): start from it with --init and a smaller step size", *newest);
+  return fmt::format("the last checkpoint is intact ({}): start from it with --init and a smaller step size",
+                     *newest);
 }
 
 RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out) {
@@ -220,8 +237,11 @@ std::string valid_utf8(const std::string& text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const auto lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+    const size_t length = lead < 0x80                   ? 1
+                          : lead >= 0xC2 && lead < 0xE0 ? 2
+                          : lead >= 0xE0 && lead < 0xF0 ? 3
+                          : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                        : 0;
     bool ok = length > 0 && i + length <= text.size();
     for (size_t k = 1; ok && k < length; ++k) ok = (static_cast<unsigned char>(text[i + k]) & 0xC0) == 0x80;
     // Overlong forms, surrogates and values past U+10FFFF differ in the second byte only.

@@ -18,8 +18,8 @@ int run_info(const TrainOptions& options);
 void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);
 
 /// The first line of log.jsonl: configuration, seed, device, revision, parameter count.
-nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& rules,
-                        int64_t parameters, double peak_flops);
+nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config,
+                                const OptimizerOptions& rules, int64_t parameters, double peak_flops);
 
 /// What to tell after a non-finite loss at `step`: names the first weight or gradient that is not finite.
 RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out);

@@ -23,4 +23,6 @@ InterruptGuard::~InterruptGuard() {
   std::signal(SIGTERM, SIG_DFL);
 }
 
-bool InterruptGuard::requested() const { return signal_seen != 0; }
+bool InterruptGuard::requested() const {
+  return signal_seen != 0;
+}

@@ -10,7 +10,8 @@
 Keyed::Keyed(std::string option, const std::string& text) : option_(std::move(option)) {
   const size_t colon = text.find(':');
   name_ = text.substr(0, colon);
-  if (name_.empty()) throw UsageError(fmt::format("no name in '{}', {}, write NAME[:key=value,...]", text, option_));
+  if (name_.empty())
+    throw UsageError(fmt::format("no name in '{}', {}, write NAME[:key=value,...]", text, option_));
   if (colon == std::string::npos) return;
   std::string rest = text.substr(colon + 1);
   for (size_t start = 0; start <= rest.size();) {
@@ -18,9 +19,11 @@ Keyed::Keyed(std::string option, const std::string& text) : option_(std::move(op
     const std::string pair = rest.substr(start, comma - start);
     const size_t equals = pair.find('=');
     if (equals == std::string::npos || equals == 0 || equals + 1 == pair.size())
-      throw UsageError(fmt::format("'{}' is not key=value, {} {}, write NAME[:key=value,...]", pair, option_, text));
+      throw UsageError(
+          fmt::format("'{}' is not key=value, {} {}, write NAME[:key=value,...]", pair, option_, text));
     if (!values_.emplace(pair.substr(0, equals), pair.substr(equals + 1)).second)
-      throw UsageError(fmt::format("key '{}' given twice, {} {}, keep one", pair.substr(0, equals), option_, text));
+      throw UsageError(
+          fmt::format("key '{}' given twice, {} {}, keep one", pair.substr(0, equals), option_, text));
     start = comma + 1;
   }
 }
@@ -39,8 +42,8 @@ double Keyed::number(const std::string& key, double fallback, double low, double
   if (it == values_.end()) return fallback;
   double value = 0;
   if (!parse(it->second, value) || !(value >= low && value <= high))
-    throw UsageError(fmt::format("{}={} is not a number in [{:g}, {:g}], {} {}, choose one", key, it->second, low, high,
-                                 option_, name_));
+    throw UsageError(fmt::format("{}={} is not a number in [{:g}, {:g}], {} {}, choose one", key, it->second,
+                                 low, high, option_, name_));
   return value;
 }
 
@@ -50,8 +53,8 @@ int64_t Keyed::integer(const std::string& key, int64_t fallback, int64_t low, in
   if (it == values_.end()) return fallback;
   int64_t value = 0;
   if (!parse(it->second, value) || value < low || value > high)
-    throw UsageError(fmt::format("{}={} is not an integer in [{}, {}], {} {}, choose one", key, it->second, low, high,
-                                 option_, name_));
+    throw UsageError(fmt::format("{}={} is not an integer in [{}, {}], {} {}, choose one", key, it->second,
+                                 low, high, option_, name_));
   return value;
 }
 
@@ -71,7 +74,8 @@ std::string Keyed::choice(const std::string& key, const std::string& fallback,
     if (it->second == candidate) return it->second;
     legal += (legal.empty() ? "" : ", ") + std::string(candidate);
   }
-  throw UsageError(fmt::format("{}={} is unknown, {} {}, choose one of: {}", key, it->second, option_, name_, legal));
+  throw UsageError(
+      fmt::format("{}={} is unknown, {} {}, choose one of: {}", key, it->second, option_, name_, legal));
 }
 
 void Keyed::finish() const {

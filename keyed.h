@@ -18,9 +18,10 @@ class Keyed {
   /// The value of `key`, or `fallback`; UsageError unless it is a number in [low, high].
   double number(const std::string& key, double fallback, double low, double high);
   int64_t integer(const std::string& key, int64_t fallback, int64_t low, int64_t high);
-  bool boolean(const std::string& key, bool fallback);   // 0, 1, true, false
+  bool boolean(const std::string& key, bool fallback);  // 0, 1, true, false
   /// One of `choices`.
-  std::string choice(const std::string& key, const std::string& fallback, std::span<const char* const> choices);
+  std::string choice(const std::string& key, const std::string& fallback,
+                     std::span<const char* const> choices);
   /// UsageError naming the first unknown key and the keys that were asked for.
   void finish() const;
   /// The error to throw when name() is none of `names`.
@@ -30,6 +31,6 @@ class Keyed {
   void asked(const std::string& key);
   std::string option_, name_;
   std::map<std::string, std::string> values_;
-  std::set<std::string> known_;   // keys that somebody asked for
-  std::string asked_;             // the same, comma-separated in the order of asking, for the message
+  std::set<std::string> known_;  // keys that somebody asked for
+  std::string asked_;            // the same, comma-separated in the order of asking, for the message
 };

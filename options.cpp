@@ -63,9 +63,12 @@ void add_optimizer(CLI::App& app, TrainOptions& o) {
   for (const Role role : kRoles)
     app.add_option(std::string("--") + role_name(role), o.rules[role],
                    fmt::format("rule for {} tensors, RULE[:key=value,...]", role_name(role)));
-  app.add_option("--schedule", o.schedule, "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
-  app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(CLI::Range(0.0, 1e30));
-  app.add_option("--sharpness", o.sharpness, "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
+  app.add_option("--schedule", o.schedule,
+                 "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
+  app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")
+      ->check(CLI::Range(0.0, 1e30));
+  app.add_option("--sharpness", o.sharpness,
+                 "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
       ->check(CLI::Range(0.0, 1e30));
 }
 
@@ -73,7 +76,8 @@ void add_generate(CLI::App& app, GenerateOptions& o) {
   app.add_option("--model", o.model, "checkpoint folder, or the --out of a run")->required();
   app.add_option("--prompt", o.prompt, "text to continue");
   app.add_option("--tokens", o.tokens, "how many to generate")->check(kAtLeast0);
-  app.add_option("--temperature", o.temperature, "0: the likeliest token always")->check(CLI::Range(0.0, 100.0));
+  app.add_option("--temperature", o.temperature, "0: the likeliest token always")
+      ->check(CLI::Range(0.0, 100.0));
   app.add_option("--top-k", o.top_k, "draw among the k likeliest; 0: all")->check(kAtLeast0);
   app.add_option("--seed", o.seed, "of the draw");
   app.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
@@ -98,7 +102,8 @@ std::string trim(const std::string& text) {
 /// `key = value` lines as command-line words; a bare `key` is a flag; # begins a comment line.
 std::vector<std::string> read_config(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw UsageError(fmt::format("cannot read the options, --config {}, name a readable file", path));
+  if (!file)
+    throw UsageError(fmt::format("cannot read the options, --config {}, name a readable file", path));
   std::vector<std::string> words;
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
@@ -107,12 +112,15 @@ std::vector<std::string> read_config(const std::string& path) {
     const size_t equals = line.find('=');
     const std::string key = trim(line.substr(0, equals));
     if (key.empty() || key.find_first_of(" \t-") == 0 || key == "config")
-      throw UsageError(fmt::format("line {} is not 'option = value', --config {}, write one option per line, "
-                                   "without the dashes", number, path));
+      throw UsageError(
+          fmt::format("line {} is not 'option = value', --config {}, write one option per line, "
+                      "without the dashes",
+                      number, path));
     words.push_back("--" + key);
     if (equals == std::string::npos) continue;
     std::string value = trim(line.substr(equals + 1));
-    if (value.size() >= 2 && value.front() == '"' && value.back() == '"') value = value.substr(1, value.size() - 2);
+    if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
+      value = value.substr(1, value.size() - 2);
     words.push_back(value);
   }
   return words;
@@ -138,8 +146,10 @@ std::vector<std::string> expand_config(const std::vector<std::string>& arguments
 
 Options parse_options(std::vector<std::string> arguments) {
   Options options;
-  CLI::App app("Trains GPT models from scratch; every tensor moves by steepest descent under a norm that fits its role.",
-               "train_gpt");
+  CLI::App app(
+      "Trains GPT models from scratch; every tensor moves by steepest descent under a norm that fits its "
+      "role.",
+      "train_gpt");
   app.require_subcommand(1);
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.option_defaults()->always_capture_default();
@@ -147,7 +157,8 @@ Options parse_options(std::vector<std::string> arguments) {
   CLI::App* train = app.add_subcommand("train", "train a model");
   CLI::App* generate = app.add_subcommand("generate", "continue a prompt");
   CLI::App* evaluate = app.add_subcommand("evaluate", "loss of a model on token shards");
-  CLI::App* info = app.add_subcommand("info", "what `train` with these options would do: memory, parameters, rules");
+  CLI::App* info =
+      app.add_subcommand("info", "what `train` with these options would do: memory, parameters, rules");
   add_prepare(*prepare, options.prepare);
   for (CLI::App* command : {train, info}) {
     add_run(*command, options.train, command == train);
@@ -158,14 +169,14 @@ Options parse_options(std::vector<std::string> arguments) {
   }
   add_generate(*generate, options.generate);
   add_evaluate(*evaluate, options.evaluate);
-  std::string config_file;   // consumed by expand_config; declared for --help
+  std::string config_file;  // consumed by expand_config; declared for --help
   for (CLI::App* command : app.get_subcommands({}))
     command->add_option("--config", config_file, "read options from FILE, lines 'batch-size = 8'");
   prepare->get_option("--text")->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
 
   arguments = expand_config(arguments);
   try {
-    std::reverse(arguments.begin(), arguments.end());   // CLI11 reads its vector from the back
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 reads its vector from the back
     app.parse(arguments);
   } catch (const CLI::CallForHelp&) {
     const auto chosen = app.get_subcommands();
@@ -190,15 +201,25 @@ Options parse_options(std::vector<std::string> arguments) {
 nlohmann::json to_json(const TrainOptions& o) {
   nlohmann::json rules = nlohmann::json::object();
   for (const auto& [role, rule] : o.rules) rules[role_name(role)] = rule;
-  return {{"train", o.train},           {"val", o.val},
-          {"out", o.out},               {"model", o.model},
-          {"init", o.init},             {"device", o.device},
-          {"dtype", o.dtype},           {"threads", o.threads},
-          {"batch_size", o.batch_size}, {"seq_len", o.seq_len},
-          {"grad_accum", o.grad_accum}, {"steps", o.steps},
-          {"seed", o.seed},             {"shuffle", o.shuffle},
-          {"val_every", o.val_every},   {"val_tokens", o.val_tokens},
-          {"recipe", o.recipe},         {"rules", rules},
-          {"schedule", o.schedule},     {"grad_clip", o.grad_clip},
+  return {{"train", o.train},
+          {"val", o.val},
+          {"out", o.out},
+          {"model", o.model},
+          {"init", o.init},
+          {"device", o.device},
+          {"dtype", o.dtype},
+          {"threads", o.threads},
+          {"batch_size", o.batch_size},
+          {"seq_len", o.seq_len},
+          {"grad_accum", o.grad_accum},
+          {"steps", o.steps},
+          {"seed", o.seed},
+          {"shuffle", o.shuffle},
+          {"val_every", o.val_every},
+          {"val_tokens", o.val_tokens},
+          {"recipe", o.recipe},
+          {"rules", rules},
+          {"schedule", o.schedule},
+          {"grad_clip", o.grad_clip},
           {"sharpness", o.sharpness}};
 }

@@ -11,32 +11,32 @@
 #include "model/parameters.h"
 
 struct TrainOptions {
-  std::string train, val, out;             // shard globs; output folder
-  std::string model = "gpt2-mini";         // preset[:key=value,...]
-  std::string init;                        // checkpoint folder or .safetensors to start from
+  std::string train, val, out;      // shard globs; output folder
+  std::string model = "gpt2-mini";  // preset[:key=value,...]
+  std::string init;                 // checkpoint folder or .safetensors to start from
   bool resume = false;
-  std::string device = "auto";             // auto | cpu | cuda
-  std::string dtype = "fp32";              // fp32 | bf16
-  int threads = 0;                         // 0: all cores
-  int64_t batch_size = 8;                  // rows of one micro-batch
-  int64_t seq_len = 256;                   // tokens of one row
-  int64_t grad_accum = 1;                  // micro-batches per step
+  std::string device = "auto";  // auto | cpu | cuda
+  std::string dtype = "fp32";   // fp32 | bf16
+  int threads = 0;              // 0: all cores
+  int64_t batch_size = 8;       // rows of one micro-batch
+  int64_t seq_len = 256;        // tokens of one row
+  int64_t grad_accum = 1;       // micro-batches per step
   int64_t steps = 1000;
   uint64_t seed = 1337;
-  bool shuffle = false;                    // read the T-token chunks of the data in a seeded random order
-  int64_t val_every = 100;                 // steps; 0: only before the first and after the last
-  int64_t val_tokens = 1 << 20;            // at most this many; the validation data may hold fewer
-  int64_t sample_every = 0;                // steps; 0: never
+  bool shuffle = false;          // read the T-token chunks of the data in a seeded random order
+  int64_t val_every = 100;       // steps; 0: only before the first and after the last
+  int64_t val_tokens = 1 << 20;  // at most this many; the validation data may hold fewer
+  int64_t sample_every = 0;      // steps; 0: never
   int64_t sample_tokens = 256;
-  int64_t checkpoint_every = 0;            // steps; 0: only after the last
-  int64_t keep = 2;                        // newest checkpoints to keep; 0: all
+  int64_t checkpoint_every = 0;  // steps; 0: only after the last
+  int64_t keep = 2;              // newest checkpoints to keep; 0: all
   std::string recipe = "muon";
-  std::map<Role, std::string> rules;       // what the user set; the recipe fills in the rest
-  std::string schedule;                    // NAME[:key=value,...]; empty: the recipe's
-  double grad_clip = -1;                   // global gradient norm; 0: off; negative: the recipe's
-  double sharpness = 0;                    // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
+  std::map<Role, std::string> rules;  // what the user set; the recipe fills in the rest
+  std::string schedule;               // NAME[:key=value,...]; empty: the recipe's
+  double grad_clip = -1;              // global gradient norm; 0: off; negative: the recipe's
+  double sharpness = 0;               // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
 
-  int64_t rows() const { return batch_size * grad_accum; }   // of the global batch
+  int64_t rows() const { return batch_size * grad_accum; }  // of the global batch
   int64_t tokens_per_step() const { return rows() * seq_len; }
 };
 
@@ -44,7 +44,7 @@ struct GenerateOptions {
   std::string model, prompt;
   int64_t tokens = 256;
   double temperature = 0.8;
-  int64_t top_k = 0;                       // 0: all
+  int64_t top_k = 0;  // 0: all
   uint64_t seed = 1337;
   int threads = 0;
 };
@@ -52,24 +52,24 @@ struct GenerateOptions {
 struct EvaluateOptions {
   std::string model, data;
   int64_t batch_size = 8;
-  int64_t seq_len = 0;                     // 0: as many positions as the model has
-  int64_t tokens = 0;                      // 0: all
-  std::string logits;                      // file for logits of the first row, JSON; empty: none
+  int64_t seq_len = 0;  // 0: as many positions as the model has
+  int64_t tokens = 0;   // 0: all
+  std::string logits;   // file for logits of the first row, JSON; empty: none
   int threads = 0;
 };
 
 enum class Command : uint8_t { none, prepare, train, generate, evaluate, info };
 
 struct Options {
-  Command command = Command::none;         // none: help was printed
+  Command command = Command::none;  // none: help was printed
   PrepareOptions prepare;
-  TrainOptions train;                      // also of `info`
+  TrainOptions train;  // also of `info`
   GenerateOptions generate;
   EvaluateOptions evaluate;
 };
 
-/// Reads the command line; `--config FILE` stands for the options in the file, and the command line wins over it.
-/// Throws UsageError. `--help` prints to standard output and returns Command::none.
+/// Reads the command line; `--config FILE` stands for the options in the file, and the command line wins over
+/// it. Throws UsageError. `--help` prints to standard output and returns Command::none.
 Options parse_options(std::vector<std::string> arguments);
 
 /// What decides the numbers of a run; logged, kept in checkpoints and compared on resume.

@@ -1,5 +1,5 @@
-// Random numbers that depend on a key and a position only, never on the order in which they are drawn: splitmix64
-// (Steele, Lea, Flood 2014) as a counter-based generator.
+// Random numbers that depend on a key and a position only, never on the order in which they are drawn:
+// splitmix64 (Steele, Lea, Flood 2014) as a counter-based generator.
 #pragma once
 
 #include <cmath>

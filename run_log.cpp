@@ -15,7 +15,9 @@
 #include "error.h"
 
 namespace {
-std::string log_path(const std::string& out) { return out + "/log.jsonl"; }
+std::string log_path(const std::string& out) {
+  return out + "/log.jsonl";
+}
 
 int open_log(const std::string& path, int flags) {
   const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
@@ -35,7 +37,9 @@ bool is_superseded(const nlohmann::ordered_json& line, int64_t step) {
 }
 }  // namespace
 
-bool RunLog::exists(const std::string& out) { return std::filesystem::exists(log_path(out)); }
+bool RunLog::exists(const std::string& out) {
+  return std::filesystem::exists(log_path(out));
+}
 
 RunLog RunLog::create(const std::string& out) {
   const std::string path = log_path(out);
@@ -56,7 +60,8 @@ RunLog RunLog::resume(const std::string& out, int64_t step) {
   return {path, open_log(path, O_APPEND)};
 }
 
-RunLog::RunLog(RunLog&& other) noexcept : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)) {}
+RunLog::RunLog(RunLog&& other) noexcept
+    : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)) {}
 
 RunLog::~RunLog() {
   if (file_ >= 0) close(file_);
@@ -75,21 +80,25 @@ void RunLog::write(const nlohmann::ordered_json& line) {
 }
 
 Progress::Progress(int64_t first_step, int64_t total_steps)
-    : first_step_(first_step), total_steps_(total_steps), terminal_(isatty(STDOUT_FILENO) == 1),
-      start_(Clock::now()), last_(start_) {}
+    : first_step_(first_step),
+      total_steps_(total_steps),
+      terminal_(isatty(STDOUT_FILENO) == 1),
+      start_(Clock::now()),
+      last_(start_) {}
 
 std::string Progress::text(const ProgressState& state) const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
   const int64_t made = state.step - first_step_;
-  const double left = made > 0 ? elapsed / static_cast<double>(made) * static_cast<double>(total_steps_ - state.step) : 0;
+  const double left =
+      made > 0 ? elapsed / static_cast<double>(made) * static_cast<double>(total_steps_ - state.step) : 0;
   const std::string val = std::isnan(state.val_loss) ? "-" : fmt::format("{:.4f}", state.val_loss);
-  return fmt::format("step {}/{}  loss {:.4f}  val {}  {:.0f} tok/s  {} left", state.step, total_steps_, state.loss,
-                     val, state.tokens_per_second, clock_text(left));
+  return fmt::format("step {}/{}  loss {:.4f}  val {}  {:.0f} tok/s  {} left", state.step, total_steps_,
+                     state.loss, val, state.tokens_per_second, clock_text(left));
 }
 
 bool Progress::too_soon() {
   const auto now = Clock::now();
-  const double pause = terminal_ ? 0.1 : 5.0;   // seconds between two lines
+  const double pause = terminal_ ? 0.1 : 5.0;  // seconds between two lines
   if (std::chrono::duration<double>(now - last_).count() < pause) return true;
   last_ = now;
   return false;
@@ -128,5 +137,5 @@ std::string clock_text(double seconds) {
 double peak_rss_mb() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_maxrss) / 1024.0;   // Linux counts in KiB
+  return static_cast<double>(usage.ru_maxrss) / 1024.0;  // Linux counts in KiB
 }

@@ -6,13 +6,14 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-/// OUT/log.jsonl, one JSON object per line, "type" first, each written out at once. DESIGN.md section 4 lists the types.
+/// OUT/log.jsonl, one JSON object per line, "type" first, each written out at once. DESIGN.md section 4 lists
+/// the types.
 class RunLog {
  public:
   /// Starts a new log; a file that is there is replaced, so check first (exists()).
   static RunLog create(const std::string& out);
-  /// Continues a log after a checkpoint: lines about steps that will be made again are dropped, as is a last line
-  /// that a crash cut short.
+  /// Continues a log after a checkpoint: lines about steps that will be made again are dropped, as is a last
+  /// line that a crash cut short.
   static RunLog resume(const std::string& out, int64_t step);
   static bool exists(const std::string& out);
 
@@ -29,9 +30,9 @@ class RunLog {
 
 /// What the progress line shows.
 struct ProgressState {
-  int64_t step = 0;              // updates done
-  double loss = 0;               // of the last one
-  double val_loss = 0;           // last validation; NaN before the first
+  int64_t step = 0;     // updates done
+  double loss = 0;      // of the last one
+  double val_loss = 0;  // last validation; NaN before the first
   double tokens_per_second = 0;
 };
 

@@ -15,13 +15,16 @@
 std::string find_weights(const std::string& path) {
   if (std::filesystem::exists(path) && has_config(path)) return path;
   if (const auto newest = newest_checkpoint(path)) return *newest;
-  throw RunError(fmt::format("no model.safetensors with a config.json and no checkpoints there, {}, give a checkpoint "
-                             "folder or the --out of a run", path));
+  throw RunError(
+      fmt::format("no model.safetensors with a config.json and no checkpoints there, {}, give a checkpoint "
+                  "folder or the --out of a run",
+                  path));
 }
 
 void use_device(Context& ctx, const TrainOptions& options) {
   if (options.device == "cuda" && !kHaveGpu)
-    throw UsageError("this program was built without CUDA, --device cuda, use --device cpu or build with `make CUDA=1`");
+    throw UsageError(
+        "this program was built without CUDA, --device cuda, use --device cpu or build with `make CUDA=1`");
   if (options.dtype == "bf16")
     throw UsageError("bf16 needs a GPU, --dtype bf16, use --dtype fp32 on the CPU");
   use_cpu(ctx, options.threads);
@@ -36,13 +39,16 @@ ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer
   } else {
     config = load_config(find_weights(options.init));
     if (tokenizer != nullptr && tokenizer->vocab_size() != config.V)
-      throw UsageError(fmt::format("its vocabulary of {} is not the data's {}, --init {}, prepare the data with the "
-                                   "model's tokenizer", config.V, tokenizer->vocab_size(), options.init));
+      throw UsageError(
+          fmt::format("its vocabulary of {} is not the data's {}, --init {}, prepare the data with the "
+                      "model's tokenizer",
+                      config.V, tokenizer->vocab_size(), options.init));
   }
   if (options.seq_len > config.positions)
-    throw UsageError(fmt::format("{} tokens do not fit the model's {} positions, --seq-len {}, shorten it or use "
-                                 "--model NAME:positions={}", options.seq_len, config.positions, options.seq_len,
-                                 options.seq_len));
+    throw UsageError(
+        fmt::format("{} tokens do not fit the model's {} positions, --seq-len {}, shorten it or use "
+                    "--model NAME:positions={}",
+                    options.seq_len, config.positions, options.seq_len, options.seq_len));
   validate(config);
   return config;
 }
@@ -53,9 +59,9 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
   OptimizerOptions chosen = recipe_options(options.recipe);
   for (const auto& [role, rule] : options.rules) {
     if (!present.contains(role))
-      throw UsageError(fmt::format("this model has no {} tensor{}, --{} {}, leave the option out", role_name(role),
-                                   role == Role::head ? " of its own (it is tied to the embedding)" : "",
-                                   role_name(role), rule));
+      throw UsageError(fmt::format(
+          "this model has no {} tensor{}, --{} {}, leave the option out", role_name(role),
+          role == Role::head ? " of its own (it is tied to the embedding)" : "", role_name(role), rule));
     chosen.rules[role] = rule;
   }
   std::erase_if(chosen.rules, [&](const auto& rule) { return !present.contains(rule.first); });
@@ -65,8 +71,8 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
   return chosen;
 }
 
-nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& optimizer,
-                            uint64_t data_fingerprint) {
+nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config,
+                            const OptimizerOptions& optimizer, uint64_t data_fingerprint) {
   nlohmann::json rules = nlohmann::json::object();
   for (const auto& [role, rule] : optimizer.rules) rules[role_name(role)] = rule;
   return {{"layers", config.L},
@@ -85,19 +91,22 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
           {"sharpness", optimizer.sharpness}};
 }
 
-nlohmann::json state_to_json(const RunState& state, const TrainOptions& options, const nlohmann::json& identity) {
+nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,
+                             const nlohmann::json& identity) {
   return {{"step", state.step},
           {"tokens", state.step * options.tokens_per_step()},
-          {"val_loss", state.val_loss},   // null when not a number
+          {"val_loss", state.val_loss},  // null when not a number
           {"train_seconds", state.train_seconds},
           {"identity", identity},
           {"options", to_json(options)}};
 }
 
-RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity, const std::string& folder) {
+RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity,
+                         const std::string& folder) {
   const std::string file = folder + "/state.json";
   const auto damaged = [&](const char* field) {
-    return RunError(fmt::format("field '{}' is missing or of the wrong type, {}, use another checkpoint", field, file));
+    return RunError(
+        fmt::format("field '{}' is missing or of the wrong type, {}, use another checkpoint", field, file));
   };
   if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() || json["step"] < 0)
     throw damaged("step");
@@ -108,8 +117,10 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
   for (const auto& [key, value] : identity.items()) {
     const nlohmann::json& saved = json["identity"].contains(key) ? json["identity"][key] : nlohmann::json();
     if (saved != value)
-      throw RunError(fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
-                                 "another --out", key, saved.dump(), value.dump(), file));
+      throw RunError(
+          fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
+                      "another --out",
+                      key, saved.dump(), value.dump(), file));
   }
   RunState state;
   state.step = json["step"];
@@ -127,6 +138,7 @@ std::optional<std::string> checkpoint_to_resume(const TrainOptions& options) {
                                    options.out));
     return std::nullopt;
   }
-  for (const std::string& line : passed_over) fmt::print(stderr, "train_gpt: warning: passed over {}\n", line);
+  for (const std::string& line : passed_over)
+    fmt::print(stderr, "train_gpt: warning: passed over {}\n", line);
   return newest;
 }

@@ -12,15 +12,15 @@
 #include "optim/optimizer.h"
 #include "options.h"
 
-/// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest checkpoint of a
-/// run's folder. RunError when there is nothing.
+/// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest
+/// checkpoint of a run's folder. RunError when there is nothing.
 std::string find_weights(const std::string& path);
 
 /// Makes `ctx` the device that the options ask for. UsageError when this binary or machine cannot.
 void use_device(Context& ctx, const TrainOptions& options);
 
-/// The model to train: --model, or the sizes of --init; the vocabulary comes from the tokenizer beside the shards,
-/// GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.
+/// The model to train: --model, or the sizes of --init; the vocabulary comes from the tokenizer beside the
+/// shards, GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer);
 
 /// The recipe, overridden by what the user set. UsageError for a role that the model does not have.
@@ -29,18 +29,21 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
 /// What state.json of a checkpoint says about the run that wrote it.
 struct RunState {
   int64_t step = 0;
-  double val_loss = 0;         // of the last validation; NaN when there was none
+  double val_loss = 0;  // of the last validation; NaN when there was none
   double train_seconds = 0;
 };
 
 /// The part of the options that decides the numbers, fully resolved: compared field by field on resume.
-nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config, const OptimizerOptions& optimizer,
-                            uint64_t data_fingerprint);
+nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config,
+                            const OptimizerOptions& optimizer, uint64_t data_fingerprint);
 /// state.json.
-nlohmann::json state_to_json(const RunState& state, const TrainOptions& options, const nlohmann::json& identity);
-/// Reads it back; RunError naming file and field when it is damaged, or when the run is another one than `identity`.
-RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity, const std::string& folder);
+nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,
+                             const nlohmann::json& identity);
+/// Reads it back; RunError naming file and field when it is damaged, or when the run is another one than
+/// `identity`.
+RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity,
+                         const std::string& folder);
 
-/// The newest checkpoint of --out when resuming. UsageError when --out holds a run and --resume was not given; damaged
-/// checkpoints are passed over with a warning on standard error.
+/// The newest checkpoint of --out when resuming. UsageError when --out holds a run and --resume was not
+/// given; damaged checkpoints are passed over with a warning on standard error.
 std::optional<std::string> checkpoint_to_resume(const TrainOptions& options);

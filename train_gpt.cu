@@ -1,4 +1,5 @@
-// train_gpt: trains GPT models from scratch; every tensor moves by steepest descent under a norm that fits its role.
+// train_gpt: trains GPT models from scratch; every tensor moves by steepest descent under a norm that fits
+// its role.
 //
 //   options -> device -> data -> model -> optimizer -> loop
 //
@@ -29,17 +30,17 @@ double seconds_now() {
 /// The parts of a run, and what it does with them between the first step and the last.
 struct Run {
   const TrainOptions& options;
-  const Tokenizer* tokenizer;      // null for shards that came without one
-  const nlohmann::json identity;   // what a resumed run must agree on
-  const double peak_flops;         // of this machine, measured at the start
+  const Tokenizer* tokenizer;     // null for shards that came without one
+  const nlohmann::json identity;  // what a resumed run must agree on
+  const double peak_flops;        // of this machine, measured at the start
   Gpt& model;
   Optimizer& optimizer;
   BatchReader& batches;
-  const Loader& val_data;          // one row at a time
+  const Loader& val_data;  // one row at a time
   RunLog& log;
   Progress& progress;
   RunState state;
-  std::vector<int32_t> val_inputs, val_targets;   // (B, T)
+  std::vector<int32_t> val_inputs, val_targets;  // (B, T)
 
   Tensor batch(const int32_t* ids) const {
     return {const_cast<int32_t*>(ids), {options.batch_size, options.seq_len}};
@@ -58,7 +59,8 @@ void Run::train_step() {
   const int64_t micro_tokens = options.batch_size * options.seq_len;
   double loss = 0;
   for (int64_t i = 0; i < options.grad_accum; ++i) {
-    const Tensor tokens = batch(global.inputs + i * micro_tokens), targets = batch(global.targets + i * micro_tokens);
+    const Tensor tokens = batch(global.inputs + i * micro_tokens),
+                 targets = batch(global.targets + i * micro_tokens);
     const double share = 1.0 / static_cast<double>(options.grad_accum);
     loss += share * model.forward_backward(tokens, targets, share, /*accumulate=*/i > 0);
   }
@@ -73,9 +75,15 @@ void Run::train_step() {
   state.train_seconds += seconds;
   const double speed = static_cast<double>(options.tokens_per_step()) / seconds;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * speed;
-  log.write({{"type", "train"}, {"step", state.step}, {"tokens", state.step * options.tokens_per_step()},
-             {"loss", loss}, {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_ms", seconds * 1e3},
-             {"tokens_per_second", speed}, {"mfu", flops / peak_flops}});
+  log.write({{"type", "train"},
+             {"step", state.step},
+             {"tokens", state.step * options.tokens_per_step()},
+             {"loss", loss},
+             {"grad_norm", report.grad_norm},
+             {"lr", report.lr},
+             {"step_ms", seconds * 1e3},
+             {"tokens_per_second", speed},
+             {"mfu", flops / peak_flops}});
   ++state.step;
   progress.update({state.step, loss, state.val_loss, speed});
 }
@@ -93,7 +101,9 @@ void Run::validate() {
   }
   state.val_loss = sum / static_cast<double>(rows);
   if (!std::isfinite(state.val_loss)) throw not_finite(model.parameters(), state.step, options.out);
-  log.write({{"type", "val"}, {"step", state.step}, {"tokens", state.step * options.tokens_per_step()},
+  log.write({{"type", "val"},
+             {"step", state.step},
+             {"tokens", state.step * options.tokens_per_step()},
              {"loss", state.val_loss}});
   progress.say(fmt::format("step {}/{}  validation loss {:.6f} over {} tokens", state.step, options.steps,
                            state.val_loss, rows * options.seq_len));
@@ -102,10 +112,11 @@ void Run::validate() {
 /// Text from the model as it is now, begun by an end-of-text token: the start of a document.
 void Run::sample() {
   if (tokenizer == nullptr) return;
-  const std::vector<int32_t> drawn =
-      generate(model, {tokenizer->end_of_text()},
-               {.tokens = options.sample_tokens, .seed = options.seed, .end_of_text = tokenizer->end_of_text(),
-                .context = options.seq_len});
+  const std::vector<int32_t> drawn = generate(model, {tokenizer->end_of_text()},
+                                              {.tokens = options.sample_tokens,
+                                               .seed = options.seed,
+                                               .end_of_text = tokenizer->end_of_text(),
+                                               .context = options.seq_len});
   const std::string text = valid_utf8(tokenizer->decode(drawn));
   log.write({{"type", "sample"}, {"step", state.step}, {"text", text}});
   progress.say(fmt::format("--- sample after step {} ---\n{}\n---", state.step, text));
@@ -113,18 +124,23 @@ void Run::sample() {
 
 void Run::checkpoint() {
   const std::vector<NamedTensor> optimizer_state = optimizer.state();
-  const std::string folder = save_checkpoint({.out = options.out, .step = state.step, .config = model.config(),
-                                              .parameters = model.parameters(), .optimizer = optimizer_state,
-                                              .state = state_to_json(state, options, identity),
-                                              .tokenizer = tokenizer != nullptr ? tokenizer->json() : "",
-                                              .end_of_text = tokenizer != nullptr ? tokenizer->end_of_text() : -1,
-                                              .keep = options.keep, .existing = Existing::replace});
+  const std::string folder =
+      save_checkpoint({.out = options.out,
+                       .step = state.step,
+                       .config = model.config(),
+                       .parameters = model.parameters(),
+                       .optimizer = optimizer_state,
+                       .state = state_to_json(state, options, identity),
+                       .tokenizer = tokenizer != nullptr ? tokenizer->json() : "",
+                       .end_of_text = tokenizer != nullptr ? tokenizer->end_of_text() : -1,
+                       .keep = options.keep,
+                       .existing = Existing::replace});
   log.write({{"type", "checkpoint"}, {"step", state.step}, {"path", folder}});
 }
 
 int train(const TrainOptions& options) {
   make_folder(options.out);
-  const FolderLock lock(options.out);   // one process at a time writes there
+  const FolderLock lock(options.out);  // one process at a time writes there
   const std::optional<std::string> resume_from = checkpoint_to_resume(options);
   Context ctx;
   use_device(ctx, options);
@@ -132,8 +148,9 @@ int train(const TrainOptions& options) {
   const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(options.train);
   const ModelConfig config = choose_model(options, tokenizer.get());
   const Shards train_shards(options.train, config.V), val_shards(options.val, config.V);
-  const Loader train_data(train_shards, {.rows = options.rows(), .T = options.seq_len, .shuffle = options.shuffle,
-                                         .seed = options.seed});
+  const Loader train_data(
+      train_shards,
+      {.rows = options.rows(), .T = options.seq_len, .shuffle = options.shuffle, .seed = options.seed});
   const Loader val_data(val_shards, {.rows = 1, .T = options.seq_len});
 
   Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true);
@@ -161,8 +178,19 @@ int train(const TrainOptions& options) {
   Progress progress(state.step, options.steps);
   BatchReader batches(train_data, state.step);
   const auto batch_tokens = static_cast<size_t>(options.batch_size * options.seq_len);
-  Run run{options, tokenizer.get(), identity, peak_flops, model, optimizer, batches, val_data, log, progress, state,
-          std::vector<int32_t>(batch_tokens), std::vector<int32_t>(batch_tokens)};
+  Run run{options,
+          tokenizer.get(),
+          identity,
+          peak_flops,
+          model,
+          optimizer,
+          batches,
+          val_data,
+          log,
+          progress,
+          state,
+          std::vector<int32_t>(batch_tokens),
+          std::vector<int32_t>(batch_tokens)};
 
   const InterruptGuard interrupt;
   int64_t saved = resume_from ? state.step : -1;
@@ -180,25 +208,35 @@ int train(const TrainOptions& options) {
   progress.finish();
   if (run.state.step < options.steps) {
     if (saved != run.state.step) run.checkpoint();
-    fmt::print("interrupted after step {}; the checkpoint is written: the same command with --resume continues\n",
-               run.state.step);
-    return 130;   // 128 + SIGINT, as shells expect
+    fmt::print(
+        "interrupted after step {}; the checkpoint is written: the same command with --resume continues\n",
+        run.state.step);
+    return 130;  // 128 + SIGINT, as shells expect
   }
-  log.write({{"type", "end"}, {"step", run.state.step}, {"train_seconds", run.state.train_seconds},
-             {"val_loss", run.state.val_loss}, {"peak_rss_mb", peak_rss_mb()}});
-  fmt::print("done: {} steps in {} of training, validation loss {:.6f}, peak memory {:.0f} MiB\n", run.state.step,
-             clock_text(run.state.train_seconds), run.state.val_loss, peak_rss_mb());
+  log.write({{"type", "end"},
+             {"step", run.state.step},
+             {"train_seconds", run.state.train_seconds},
+             {"val_loss", run.state.val_loss},
+             {"peak_rss_mb", peak_rss_mb()}});
+  fmt::print("done: {} steps in {} of training, validation loss {:.6f}, peak memory {:.0f} MiB\n",
+             run.state.step, clock_text(run.state.train_seconds), run.state.val_loss, peak_rss_mb());
   return 0;
 }
 
 int run_command(const Options& options) {
   switch (options.command) {
-    case Command::none: return 0;
-    case Command::prepare: return run_prepare(options.prepare);
-    case Command::train: return train(options.train);
-    case Command::generate: return run_generate(options.generate);
-    case Command::evaluate: return run_evaluate(options.evaluate);
-    case Command::info: return run_info(options.train);
+    case Command::none:
+      return 0;
+    case Command::prepare:
+      return run_prepare(options.prepare);
+    case Command::train:
+      return train(options.train);
+    case Command::generate:
+      return run_generate(options.generate);
+    case Command::evaluate:
+      return run_evaluate(options.evaluate);
+    case Command::info:
+      return run_info(options.train);
   }
   return 2;
 }

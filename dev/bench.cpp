@@ -1,5 +1,5 @@
-// Where the time of a training step goes, per phase and operation, against the floor of this machine: the time that
-// the model's matrix products alone would take at the rate measured in the same run.
+// Where the time of a training step goes, per phase and operation, against the floor of this machine: the
+// time that the model's matrix products alone would take at the rate measured in the same run.
 //
 //   make bench                               the standard shapes
 //   make bench BENCH='--model gpt2 --batch-size 4 --seq-len 256 --vocab 50257 --json'
@@ -13,13 +13,13 @@
 #include "model/flops.h"
 #include "model/gpt.h"
 #include "model/kernels/profile.h"
-#include "random.h"
 #include "optim/recipe.h"
+#include "random.h"
 #include "run_log.h"
 
 namespace {
 struct BenchOptions {
-  std::string model;              // empty: the standard shapes
+  std::string model;  // empty: the standard shapes
   int64_t batch_size = 4, seq_len = 256, vocab = 50257;
   std::string recipe = "adamw";
   int steps = 5, threads = 0;
@@ -53,7 +53,8 @@ struct Bench {
     return ctx;
   }
   explicit Bench(const BenchOptions& o)
-      : options(o), model(on_cpu(ctx, o.threads), config(o), o.batch_size * o.seq_len, /*training=*/true),
+      : options(o),
+        model(on_cpu(ctx, o.threads), config(o), o.batch_size * o.seq_len, /*training=*/true),
         optimizer(ctx, model.parameters(), matching_rules(model.parameters(), o.recipe)) {
     model.allocate();
     optimizer.allocate();
@@ -77,15 +78,17 @@ struct Bench {
 void print_rows(const Profile& profile, int steps, double peak_flops) {
   double total = 0;
   for (const Profile::Row& row : profile.rows()) total += row.seconds;
-  fmt::print("  {:<10} {:<24} {:>6} {:>9} {:>6} {:>9} {:>7} {:>8}\n", "phase", "operation", "calls", "ms/step", "%",
-             "GFLOP/s", "of peak", "GB/s");
+  fmt::print("  {:<10} {:<24} {:>6} {:>9} {:>6} {:>9} {:>7} {:>8}\n", "phase", "operation", "calls",
+             "ms/step", "%", "GFLOP/s", "of peak", "GB/s");
   for (const Profile::Row& row : profile.rows()) {
     const double flops = row.work.flops / row.seconds;
-    fmt::print("  {:<10} {:<24} {:>6} {:>9.2f} {:>6.1f} {:>9} {:>7} {:>8}\n", row.phase, row.op, row.calls / steps,
-               1e3 * row.seconds / steps, 100 * row.seconds / total,
+    fmt::print("  {:<10} {:<24} {:>6} {:>9.2f} {:>6.1f} {:>9} {:>7} {:>8}\n", row.phase, row.op,
+               row.calls / steps, 1e3 * row.seconds / steps, 100 * row.seconds / total,
                row.work.flops > 0 ? fmt::format("{:.0f}", flops / 1e9) : "-",
                row.work.flops > 0 ? fmt::format("{:.0f} %", 100 * flops / peak_flops) : "-",
-               row.work.flops > 0 || row.work.bytes == 0 ? "-" : fmt::format("{:.1f}", row.work.bytes / row.seconds / 1e9));
+               row.work.flops > 0 || row.work.bytes == 0
+                   ? "-"
+                   : fmt::format("{:.1f}", row.work.bytes / row.seconds / 1e9));
   }
 }
 
@@ -95,7 +98,7 @@ void Bench::run() {
   const Shape shape{options.batch_size, options.seq_len};
   const int warmup = 1;
   for (int step = 0; step < options.steps + warmup; ++step) {
-    rates.push_back(measure_peak_flops(ctx));   // beside every step, so that a drifting machine drifts in both
+    rates.push_back(measure_peak_flops(ctx));  // beside every step, so that a drifting machine drifts in both
     ctx.profile = step < warmup ? nullptr : &profile;
     profile.begin_phase("model");
     const double start = seconds_now();
@@ -111,32 +114,42 @@ void Bench::run() {
   }
   const int64_t tokens = options.batch_size * options.seq_len;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * static_cast<double>(tokens);
-  const double peak = median(rates), forward_backward = median(model_seconds), update = median(optimizer_seconds);
+  const double peak = median(rates), forward_backward = median(model_seconds),
+               update = median(optimizer_seconds);
   const double floor = flops / peak;
   if (options.json) {
-    const nlohmann::ordered_json line = {{"model", options.model}, {"batch_size", options.batch_size},
-                                         {"seq_len", options.seq_len}, {"vocab", options.vocab},
-                                         {"recipe", options.recipe}, {"forward_backward_ms", 1e3 * forward_backward},
-                                         {"optimizer_ms", 1e3 * update}, {"peak_gflops", peak / 1e9},
+    const nlohmann::ordered_json line = {{"model", options.model},
+                                         {"batch_size", options.batch_size},
+                                         {"seq_len", options.seq_len},
+                                         {"vocab", options.vocab},
+                                         {"recipe", options.recipe},
+                                         {"forward_backward_ms", 1e3 * forward_backward},
+                                         {"optimizer_ms", 1e3 * update},
+                                         {"peak_gflops", peak / 1e9},
                                          {"share_of_floor", floor / forward_backward},
                                          {"peak_rss_mb", peak_rss_mb()}};
     fmt::print("{}\n", line.dump());
     return;
   }
-  fmt::print("{} {}x{} V={} {}: forward+backward {:.1f} ms, {} {:.1f} ms, {:.0f} tokens/s, peak memory {:.0f} MiB\n",
-             options.model, options.batch_size, options.seq_len, options.vocab, fmt::format("({} threads)", ctx.threads),
-             1e3 * forward_backward, options.recipe, 1e3 * update,
-             static_cast<double>(tokens) / (forward_backward + update), peak_rss_mb());
-  fmt::print("  floor: {:.1f} GFLOP at {:.0f} GFLOP/s (1024^3 products, this run) = {:.1f} ms; share of the floor {:.0f} %\n",
-             flops / 1e9, peak / 1e9, 1e3 * floor, 100 * floor / forward_backward);
+  fmt::print(
+      "{} {}x{} V={} {}: forward+backward {:.1f} ms, {} {:.1f} ms, {:.0f} tokens/s, peak memory {:.0f} MiB\n",
+      options.model, options.batch_size, options.seq_len, options.vocab,
+      fmt::format("({} threads)", ctx.threads), 1e3 * forward_backward, options.recipe, 1e3 * update,
+      static_cast<double>(tokens) / (forward_backward + update), peak_rss_mb());
+  fmt::print(
+      "  floor: {:.1f} GFLOP at {:.0f} GFLOP/s (1024^3 products, this run) = {:.1f} ms; share of the floor "
+      "{:.0f} %\n",
+      flops / 1e9, peak / 1e9, 1e3 * floor, 100 * floor / forward_backward);
   print_rows(profile, options.steps, peak);
 }
 }  // namespace
 
 int main(int argc, char** argv) {
   BenchOptions o;
-  CLI::App app("Time of a training step per operation, against this machine's matrix-product floor.", "bench");
-  app.add_option("--model", o.model, "preset[:key=value,...]; without it, the standard shapes one after another");
+  CLI::App app("Time of a training step per operation, against this machine's matrix-product floor.",
+               "bench");
+  app.add_option("--model", o.model,
+                 "preset[:key=value,...]; without it, the standard shapes one after another");
   app.add_option("--batch-size", o.batch_size)->check(CLI::PositiveNumber);
   app.add_option("--seq-len", o.seq_len)->check(CLI::PositiveNumber);
   app.add_option("--vocab", o.vocab)->check(CLI::PositiveNumber);

@@ -67,7 +67,8 @@ std::string hash_text(const std::string& path) {
   return fmt::format("{:016x}", hash_file(path));
 }
 
-// Throws when a file is not, bit for bit, what state.json says was saved. Folders of other programs have no hashes.
+// Throws when a file is not, bit for bit, what state.json says was saved. Folders of other programs have no
+// hashes.
 void verify(const std::string& folder, const char* name) {
   std::error_code ignored;
   if (!fs::exists(folder + "/" + kState, ignored)) return;

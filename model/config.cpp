@@ -13,14 +13,14 @@ struct Preset {
 
 // The four of Radford et al. 2019, and small ones that a laptop trains in minutes.
 constexpr Preset kPresets[] = {
-    {"gpt2-nano", 3, 3, 48, 256},          // 0.1M parameters with a byte vocabulary: tests
-    {"gpt2-micro", 4, 4, 128, 256},        // 0.8M
-    {"gpt2-mini", 6, 6, 192, 256},         // 2.8M
-    {"gpt2-small", 6, 6, 384, 1024},       // 11M
-    {"gpt2", 12, 12, 768, 1024},           // 124M
-    {"gpt2-medium", 24, 16, 1024, 1024},   // 355M
-    {"gpt2-large", 36, 20, 1280, 1024},    // 774M
-    {"gpt2-xl", 48, 25, 1600, 1024},       // 1558M
+    {"gpt2-nano", 3, 3, 48, 256},         // 0.1M parameters with a byte vocabulary: tests
+    {"gpt2-micro", 4, 4, 128, 256},       // 0.8M
+    {"gpt2-mini", 6, 6, 192, 256},        // 2.8M
+    {"gpt2-small", 6, 6, 384, 1024},      // 11M
+    {"gpt2", 12, 12, 768, 1024},          // 124M
+    {"gpt2-medium", 24, 16, 1024, 1024},  // 355M
+    {"gpt2-large", 36, 20, 1280, 1024},   // 774M
+    {"gpt2-xl", 48, 25, 1600, 1024},      // 1558M
 };
 }  // namespace
 

@@ -14,7 +14,7 @@ double train_flops_per_token(const ModelConfig& config, int64_t T) {
 
 double measure_peak_flops(Context& ctx) {
   constexpr int64_t kSize = 1024;
-  constexpr int kRuns = 6;   // the first ones find cold caches and a sleeping clock
+  constexpr int kRuns = 6;  // the first ones find cold caches and a sleeping clock
   std::vector<float> memory(3 * kSize * kSize, 1.0f);
   const auto matrix = [&](int i) { return Tensor(memory.data() + i * kSize * kSize, {kSize, kSize}); };
   double best = 0;

@@ -15,15 +15,14 @@ int32_t draw_token(std::span<const float> logits, const SampleOptions& options, 
     return x > y || (x == y && a < b);
   };
   const auto best = *std::min_element(order.begin(), order.end(), larger);
-  if (!std::isfinite(logits[static_cast<size_t>(best)]) || std::any_of(logits.begin(), logits.end(), [](float x) {
-        return std::isnan(x);
-      }))
+  if (!std::isfinite(logits[static_cast<size_t>(best)]) ||
+      std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); }))
     throw RunError("the model's logits are not finite, generate, use an earlier checkpoint");
   if (options.temperature <= 0) return best;
   if (options.top_k > 0 && options.top_k < static_cast<int64_t>(order.size())) {
     std::nth_element(order.begin(), order.begin() + options.top_k, order.end(), larger);
     order.resize(static_cast<size_t>(options.top_k));
-    std::sort(order.begin(), order.end());   // nth_element leaves no defined order
+    std::sort(order.begin(), order.end());  // nth_element leaves no defined order
   }
   const double top = logits[static_cast<size_t>(best)];
   std::vector<double> cumulative(order.size());
@@ -39,8 +38,8 @@ int32_t draw_token(std::span<const float> logits, const SampleOptions& options, 
 std::vector<int32_t> generate(Gpt& model, std::vector<int32_t> tokens, const SampleOptions& options,
                               const std::function<void(int32_t)>& each) {
   const ModelConfig& config = model.config();
-  const int64_t context = std::min({options.context > 0 ? options.context : config.positions, config.positions,
-                                    model.max_tokens()});
+  const int64_t context = std::min(
+      {options.context > 0 ? options.context : config.positions, config.positions, model.max_tokens()});
   std::vector<float> logits(static_cast<size_t>(config.padded_V()));
   std::vector<int32_t> drawn;
   Random random(options.seed, hash_name("generate"));
@@ -48,7 +47,8 @@ std::vector<int32_t> generate(Gpt& model, std::vector<int32_t> tokens, const Sam
     const auto seen = std::min<int64_t>(context, static_cast<int64_t>(tokens.size()));
     int32_t* window = tokens.data() + (static_cast<int64_t>(tokens.size()) - seen);
     model.next_token_logits(Tensor(window, {1, seen}), Tensor(logits.data(), {1, config.padded_V()}));
-    const int32_t next = draw_token({logits.data(), static_cast<size_t>(config.V)}, options, random.uniform());
+    const int32_t next =
+        draw_token({logits.data(), static_cast<size_t>(config.V)}, options, random.uniform());
     if (next == options.end_of_text) break;
     tokens.push_back(next);
     drawn.push_back(next);

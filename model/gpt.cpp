@@ -33,7 +33,8 @@ void linear_forward(Context& ctx, const Linear& linear, const Tensor& y, const T
 /// dx = dy W, dW (+)= dy^T x, db (+)= column sums of dy
 void linear_backward(Context& ctx, const Linear& linear, const Tensor& dx, const Tensor& dy, const Tensor& x,
                      bool accumulate) {
-  matmul(ctx, {.c = linear.weight.grad, .a = dy, .b = x, .transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
+  matmul(ctx,
+         {.c = linear.weight.grad, .a = dy, .b = x, .transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
   bias_backward(ctx, {.dbias = linear.bias.grad, .dy = dy, .accumulate = accumulate});
   matmul(ctx, {.c = dx, .a = dy, .b = linear.weight.value});
 }
@@ -42,7 +43,9 @@ void linear_backward(Context& ctx, const Linear& linear, const Tensor& dx, const
 Tensor rows(const Tensor& planned, int64_t B, int64_t T) {
   return {planned.data, planned.dtype, Shape{B, T, planned.cols()}};
 }
-Tensor per_token(const Tensor& planned, int64_t B, int64_t T) { return {planned.data, planned.dtype, Shape{B, T}}; }
+Tensor per_token(const Tensor& planned, int64_t B, int64_t T) {
+  return {planned.data, planned.dtype, Shape{B, T}};
+}
 }  // namespace
 
 /// The parameters of one layer, looked up by name once.
@@ -125,36 +128,53 @@ void Gpt::run_blocks(const Tensor& tokens) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1], NH = config_.NH;
   if (B * T > max_tokens_ || T > config_.positions)
     throw ShapeError("Gpt: batch " + tokens.shape.str() + " is larger than planned");
-  const auto x = [&](const Tensor& t) { return rows(t, B, T); };          // (B, T, C), (B, T, 3C) or (B, T, 4C)
+  const auto x = [&](const Tensor& t) { return rows(t, B, T); };  // (B, T, C), (B, T, 3C) or (B, T, 4C)
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T); };  // (B, T)
   const auto lse = [&](const Tensor& t) { return Tensor(t.data, t.dtype, Shape{B, NH, T}); };
 
-  const Tensor delta = x(delta_);   // what the previous branch adds to the residual stream
+  const Tensor delta = x(delta_);  // what the previous branch adds to the residual stream
   Tensor residual;
   for (int64_t l = 0; l < config_.L; ++l) {
     const Layer& w = blocks_[static_cast<size_t>(l)];
     const LayerActivations& a = activations(l);
     if (l == 0) {
-      embedding_forward(ctx_, {.y = x(a.x), .tokens = tokens, .wte = parameters_.at("wte.weight").value,
+      embedding_forward(ctx_, {.y = x(a.x),
+                               .tokens = tokens,
+                               .wte = parameters_.at("wte.weight").value,
                                .wpe = parameters_.at("wpe.weight").value});
     }
-    layernorm_forward(ctx_, {.y = x(a.ln1), .mean = stat(a.ln1_mean), .rstd = stat(a.ln1_rstd), .x = x(a.x),
-                             .gain = w.ln1.gain.value, .bias = w.ln1.bias.value,
-                             .residual = residual, .delta = l == 0 ? Tensor() : delta});
+    layernorm_forward(ctx_, {.y = x(a.ln1),
+                             .mean = stat(a.ln1_mean),
+                             .rstd = stat(a.ln1_rstd),
+                             .x = x(a.x),
+                             .gain = w.ln1.gain.value,
+                             .bias = w.ln1.bias.value,
+                             .residual = residual,
+                             .delta = l == 0 ? Tensor() : delta});
     linear_forward(ctx_, w.qkv, x(a.qkv), x(a.ln1));
     attention_forward(ctx_, {.out = x(a.attention), .lse = lse(a.lse), .qkv = x(a.qkv), .NH = NH});
     linear_forward(ctx_, w.proj, delta, x(a.attention));
-    layernorm_forward(ctx_, {.y = x(a.ln2), .mean = stat(a.ln2_mean), .rstd = stat(a.ln2_rstd), .x = x(a.x_mid),
-                             .gain = w.ln2.gain.value, .bias = w.ln2.bias.value,
-                             .residual = x(a.x), .delta = delta});
+    layernorm_forward(ctx_, {.y = x(a.ln2),
+                             .mean = stat(a.ln2_mean),
+                             .rstd = stat(a.ln2_rstd),
+                             .x = x(a.x_mid),
+                             .gain = w.ln2.gain.value,
+                             .bias = w.ln2.bias.value,
+                             .residual = x(a.x),
+                             .delta = delta});
     linear_forward(ctx_, w.fc, x(a.fc), x(a.ln2));
     gelu_forward(ctx_, {.y = x(a.fc_gelu), .x = x(a.fc)});
     linear_forward(ctx_, w.fc_proj, delta, x(a.fc_gelu));
     residual = x(a.x_mid);
   }
-  layernorm_forward(ctx_, {.y = x(lnf_), .mean = stat(lnf_mean_), .rstd = stat(lnf_rstd_), .x = x(x_final_),
-                           .gain = parameters_.at("ln_f.weight").value, .bias = parameters_.at("ln_f.bias").value,
-                           .residual = residual, .delta = delta});
+  layernorm_forward(ctx_, {.y = x(lnf_),
+                           .mean = stat(lnf_mean_),
+                           .rstd = stat(lnf_rstd_),
+                           .x = x(x_final_),
+                           .gain = parameters_.at("ln_f.weight").value,
+                           .bias = parameters_.at("ln_f.bias").value,
+                           .residual = residual,
+                           .delta = delta});
 }
 
 void Gpt::head(const Tensor& targets, const HeadOptions& options) {
@@ -163,16 +183,19 @@ void Gpt::head(const Tensor& targets, const HeadOptions& options) {
   const Tensor target_list = targets.view({N});
   for (int64_t start = 0; start < N; start += logits_.shape[0]) {
     const int64_t count = std::min(logits_.shape[0], N - start);
-    const Tensor logits = logits_.slice(0, count);      // (count, padded V)
-    const Tensor x = lnf_.slice(start, count);          // (count, C)
+    const Tensor logits = logits_.slice(0, count);  // (count, padded V)
+    const Tensor x = lnf_.slice(start, count);      // (count, C)
     matmul(ctx_, {.c = logits, .a = x, .b = wte.padded_value(), .transpose_b = true});
-    cross_entropy(ctx_, {.losses = losses_.slice(start, count), .logits = logits,
-                         .targets = target_list.slice(start, count), .V = config_.V,
+    cross_entropy(ctx_, {.losses = losses_.slice(start, count),
+                         .logits = logits,
+                         .targets = target_list.slice(start, count),
+                         .V = config_.V,
                          .grad_scale = static_cast<float>(options.grad_scale / static_cast<double>(N)),
                          .with_gradient = options.with_gradient});
     if (!options.with_gradient) continue;
     const bool add = options.accumulate || start > 0;
-    matmul(ctx_, {.c = wte.padded_grad(), .a = logits, .b = x, .transpose_a = true, .beta = add ? 1.0f : 0.0f});
+    matmul(ctx_,
+           {.c = wte.padded_grad(), .a = logits, .b = x, .transpose_a = true, .beta = add ? 1.0f : 0.0f});
     matmul(ctx_, {.c = dln_.slice(start, count), .a = logits, .b = wte.padded_value()});
   }
 }
@@ -181,13 +204,19 @@ void Gpt::backward_blocks(const Tensor& tokens, bool accumulate) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config_.C, NH = config_.NH;
   const auto x = [&](const Tensor& t) { return rows(t, B, T); };
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T); };
-  const Tensor dx = x(dx_), dln = x(dln_);                              // (B, T, C)
-  const Tensor dfc = x(dwide_);                                         // (B, T, 4C)
-  const Tensor dqkv(dwide_.data, dwide_.dtype, Shape{B, T, 3 * C});     // dead while dfc lives, and the reverse
+  const Tensor dx = x(dx_), dln = x(dln_);                           // (B, T, C)
+  const Tensor dfc = x(dwide_);                                      // (B, T, 4C)
+  const Tensor dqkv(dwide_.data, dwide_.dtype, Shape{B, T, 3 * C});  // dead while dfc lives, and the reverse
 
   const Affine lnf{parameters_.at("ln_f.weight"), parameters_.at("ln_f.bias")};
-  layernorm_backward(ctx_, {.dx = dx, .dgain = lnf.gain.grad, .dbias = lnf.bias.grad, .dy = dln, .x = x(x_final_),
-                            .mean = stat(lnf_mean_), .rstd = stat(lnf_rstd_), .gain = lnf.gain.value,
+  layernorm_backward(ctx_, {.dx = dx,
+                            .dgain = lnf.gain.grad,
+                            .dbias = lnf.bias.grad,
+                            .dy = dln,
+                            .x = x(x_final_),
+                            .mean = stat(lnf_mean_),
+                            .rstd = stat(lnf_rstd_),
+                            .gain = lnf.gain.value,
                             .accumulate = accumulate});
   for (int64_t l = config_.L - 1; l >= 0; --l) {
     const Layer& w = blocks_[static_cast<size_t>(l)];
@@ -195,20 +224,42 @@ void Gpt::backward_blocks(const Tensor& tokens, bool accumulate) {
     linear_backward(ctx_, w.fc_proj, dfc, dx, x(a.fc_gelu), accumulate);
     gelu_backward(ctx_, {.dx = dfc, .dy = dfc, .x = x(a.fc)});
     linear_backward(ctx_, w.fc, dln, dfc, x(a.ln2), accumulate);
-    layernorm_backward(ctx_, {.dx = dx, .dgain = w.ln2.gain.grad, .dbias = w.ln2.bias.grad, .dy = dln,
-                              .x = x(a.x_mid), .mean = stat(a.ln2_mean), .rstd = stat(a.ln2_rstd),
-                              .gain = w.ln2.gain.value, .dresidual = dx, .accumulate = accumulate});
+    layernorm_backward(ctx_, {.dx = dx,
+                              .dgain = w.ln2.gain.grad,
+                              .dbias = w.ln2.bias.grad,
+                              .dy = dln,
+                              .x = x(a.x_mid),
+                              .mean = stat(a.ln2_mean),
+                              .rstd = stat(a.ln2_rstd),
+                              .gain = w.ln2.gain.value,
+                              .dresidual = dx,
+                              .accumulate = accumulate});
     linear_backward(ctx_, w.proj, dln, dx, x(a.attention), accumulate);
-    attention_backward(ctx_, {.dqkv = dqkv, .dout = dln, .out = x(a.attention),
-                              .lse = Tensor(a.lse.data, a.lse.dtype, Shape{B, NH, T}), .qkv = x(a.qkv), .NH = NH});
+    attention_backward(ctx_, {.dqkv = dqkv,
+                              .dout = dln,
+                              .out = x(a.attention),
+                              .lse = Tensor(a.lse.data, a.lse.dtype, Shape{B, NH, T}),
+                              .qkv = x(a.qkv),
+                              .NH = NH});
     linear_backward(ctx_, w.qkv, dln, dqkv, x(a.ln1), accumulate);
-    layernorm_backward(ctx_, {.dx = dx, .dgain = w.ln1.gain.grad, .dbias = w.ln1.bias.grad, .dy = dln,
-                              .x = x(a.x), .mean = stat(a.ln1_mean), .rstd = stat(a.ln1_rstd),
-                              .gain = w.ln1.gain.value, .dresidual = dx, .accumulate = accumulate});
+    layernorm_backward(ctx_, {.dx = dx,
+                              .dgain = w.ln1.gain.grad,
+                              .dbias = w.ln1.bias.grad,
+                              .dy = dln,
+                              .x = x(a.x),
+                              .mean = stat(a.ln1_mean),
+                              .rstd = stat(a.ln1_rstd),
+                              .gain = w.ln1.gain.value,
+                              .dresidual = dx,
+                              .accumulate = accumulate});
   }
   // wte has its gradient as the head already: the embedding's share is added.
-  embedding_backward(ctx_, {.dwte = parameters_.at("wte.weight").grad, .dwpe = parameters_.at("wpe.weight").grad,
-                            .dy = dx, .tokens = tokens, .accumulate_wte = true, .accumulate_wpe = accumulate});
+  embedding_backward(ctx_, {.dwte = parameters_.at("wte.weight").grad,
+                            .dwpe = parameters_.at("wpe.weight").grad,
+                            .dy = dx,
+                            .tokens = tokens,
+                            .accumulate_wte = true,
+                            .accumulate_wpe = accumulate});
 }
 
 double Gpt::mean_loss(int64_t N) const {
@@ -223,7 +274,8 @@ double Gpt::forward(const Tensor& tokens, const Tensor& targets) {
   return mean_loss(tokens.size());
 }
 
-double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate) {
+double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale,
+                             bool accumulate) {
   expect(training_, "Gpt::forward_backward: the model was built without training");
   run_blocks(tokens);
   head(targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
@@ -235,13 +287,17 @@ void Gpt::next_token_logits(const Tensor& tokens, const Tensor& logits) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1];
   run_blocks(tokens);
   for (int64_t b = 0; b < B; ++b) {
-    matmul(ctx_, {.c = logits.slice(b, 1), .a = lnf_.slice((b + 1) * T - 1, 1),
-                  .b = parameters_.at("wte.weight").padded_value(), .transpose_b = true});
+    matmul(ctx_, {.c = logits.slice(b, 1),
+                  .a = lnf_.slice((b + 1) * T - 1, 1),
+                  .b = parameters_.at("wte.weight").padded_value(),
+                  .transpose_b = true});
   }
 }
 
 void Gpt::all_logits(const Tensor& tokens, const Tensor& logits) {
   run_blocks(tokens);
-  matmul(ctx_, {.c = logits, .a = lnf_.slice(0, tokens.size()),
-                .b = parameters_.at("wte.weight").padded_value(), .transpose_b = true});
+  matmul(ctx_, {.c = logits,
+                .a = lnf_.slice(0, tokens.size()),
+                .b = parameters_.at("wte.weight").padded_value(),
+                .transpose_b = true});
 }

@@ -5,9 +5,9 @@
 //                    x = x + proj(gelu(fc(LN2(x))))
 //   logits = LNf(x) wte^T,   loss = mean over tokens of -log softmax(logits)[target]
 //
-// Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is part
-// of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is multiplied
-// out, turned into its own gradient in place and folded into dx and dwte before the next one.
+// Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is
+// part of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is
+// multiplied out, turned into its own gradient in place and folded into dx and dwte before the next one.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +20,13 @@
 
 /// What one layer keeps for the backward pass. N = B*T tokens.
 struct LayerActivations {
-  Tensor x;                            // (N, C) residual stream that enters the layer
-  Tensor ln1, ln1_mean, ln1_rstd;      // (N, C), (N), (N)
-  Tensor qkv;                          // (N, 3C)
-  Tensor attention, lse;               // (N, C), (N * NH) as (B, NH, T)
-  Tensor x_mid;                        // (N, C) residual stream between attention and MLP
-  Tensor ln2, ln2_mean, ln2_rstd;      // (N, C), (N), (N)
-  Tensor fc, fc_gelu;                  // (N, 4C) before and after the GELU
+  Tensor x;                        // (N, C) residual stream that enters the layer
+  Tensor ln1, ln1_mean, ln1_rstd;  // (N, C), (N), (N)
+  Tensor qkv;                      // (N, 3C)
+  Tensor attention, lse;           // (N, C), (N * NH) as (B, NH, T)
+  Tensor x_mid;                    // (N, C) residual stream between attention and MLP
+  Tensor ln2, ln2_mean, ln2_rstd;  // (N, C), (N), (N)
+  Tensor fc, fc_gelu;              // (N, 4C) before and after the GELU
 };
 
 /// One named line of the memory plan.
@@ -37,8 +37,8 @@ struct MemoryLine {
 
 class Gpt {
  public:
-  /// A model for batches of up to `max_tokens` = B*T tokens. `training` adds gradients and keeps every layer's
-  /// activations; without it all layers share one set. Plans only: nothing is allocated yet.
+  /// A model for batches of up to `max_tokens` = B*T tokens. `training` adds gradients and keeps every
+  /// layer's activations; without it all layers share one set. Plans only: nothing is allocated yet.
   Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training);
   ~Gpt();
 
@@ -51,14 +51,16 @@ class Gpt {
   ParameterTable& parameters() { return parameters_; }
   const ParameterTable& parameters() const { return parameters_; }
 
-  /// Mean loss in nats per token. `tokens`, `targets`: (B, T) int32, B*T <= max_tokens, T <= positions, ids < V.
+  /// Mean loss in nats per token. `tokens`, `targets`: (B, T) int32, B*T <= max_tokens, T <= positions, ids <
+  /// V.
   double forward(const Tensor& tokens, const Tensor& targets);
 
   /// Mean loss, and gradients of grad_scale * mean loss: written, or added when `accumulate`. grad_scale is
   /// 1 / grad_accum, so that micro-batches add up to the gradient of the whole batch's mean.
   double forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate);
 
-  /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V). Columns >= V are padding.
+  /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V). Columns >= V are
+  /// padding.
   void next_token_logits(const Tensor& tokens, const Tensor& logits);
   /// All logits, for tests: (B*T, padded V).
   void all_logits(const Tensor& tokens, const Tensor& logits);
@@ -66,7 +68,7 @@ class Gpt {
   Tensor token_losses() const { return losses_; }
 
  private:
-  struct Layer;   // the parameters of one layer, looked up by name once
+  struct Layer;  // the parameters of one layer, looked up by name once
   struct HeadOptions {
     double grad_scale = 0;
     bool with_gradient = false;
@@ -92,11 +94,11 @@ class Gpt {
   Arena activations_arena_{"activations"};
   Arena gradient_arena_{"activation gradients"};
 
-  Tensor delta_;                         // (N, C) output of a branch, before it joins the residual stream
-  Tensor x_final_;                       // (N, C) residual stream after the last layer
-  Tensor lnf_, lnf_mean_, lnf_rstd_;     // (N, C), (N), (N)
-  Tensor logits_;                        // (chunk rows, padded V): one chunk of logits, then of their gradient
-  Tensor losses_;                        // (N)
-  Tensor dx_, dln_;                      // (N, C) gradient of the residual stream; of a layernorm's output
-  Tensor dwide_;                         // (N, 4C) gradient inside the MLP, or (N, 3C) of qkv
+  Tensor delta_;                      // (N, C) output of a branch, before it joins the residual stream
+  Tensor x_final_;                    // (N, C) residual stream after the last layer
+  Tensor lnf_, lnf_mean_, lnf_rstd_;  // (N, C), (N), (N)
+  Tensor logits_;                     // (chunk rows, padded V): one chunk of logits, then of their gradient
+  Tensor losses_;                     // (N)
+  Tensor dx_, dln_;                   // (N, C) gradient of the residual stream; of a layernorm's output
+  Tensor dwide_;                      // (N, 4C) gradient inside the MLP, or (N, 3C) of qkv
 };

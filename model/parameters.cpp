@@ -9,18 +9,24 @@
 
 const char* role_name(Role role) {
   switch (role) {
-    case Role::hidden: return "hidden";
-    case Role::embedding: return "embedding";
-    case Role::position: return "position";
-    case Role::head: return "head";
-    case Role::vector: return "vector";
-    case Role::scalar: return "scalar";
+    case Role::hidden:
+      return "hidden";
+    case Role::embedding:
+      return "embedding";
+    case Role::position:
+      return "position";
+    case Role::head:
+      return "head";
+    case Role::vector:
+      return "vector";
+    case Role::scalar:
+      return "scalar";
   }
   return "?";
 }
 
 namespace {
-constexpr float kInitStd = 0.02f;   // GPT-2's, for every matrix but the residual projections
+constexpr float kInitStd = 0.02f;  // GPT-2's, for every matrix but the residual projections
 
 /// Adds rows to the table in GPT-2's words.
 struct Rows {
@@ -29,9 +35,17 @@ struct Rows {
 
   void add(const std::string& name, Role role, Shape shape, Init init, float std) {
     const std::string prefix = layer < 0 ? "" : fmt::format("h.{}.", layer);
-    rows.push_back({.name = prefix + name, .role = role, .layer = layer, .shape = shape,
-                    .padded_rows = shape[0], .matrices = 1, .init = init, .init_std = std,
-                    .transposed_on_disk = role == Role::hidden, .value = {}, .grad = {}});
+    rows.push_back({.name = prefix + name,
+                    .role = role,
+                    .layer = layer,
+                    .shape = shape,
+                    .padded_rows = shape[0],
+                    .matrices = 1,
+                    .init = init,
+                    .init_std = std,
+                    .transposed_on_disk = role == Role::hidden,
+                    .value = {},
+                    .grad = {}});
   }
   void layernorm(const std::string& name, int64_t C) {
     add(name + ".weight", Role::vector, {C}, Init::ones, 0);
@@ -74,7 +88,7 @@ void ParameterTable::allocate(Context& ctx, bool with_gradients) {
   }
   values_.allocate(ctx);
   grads_.allocate(ctx);
-  for (Parameter& p : rows_) {   // from here on the padding is out of sight
+  for (Parameter& p : rows_) {  // from here on the padding is out of sight
     p.value.shape = p.shape;
     if (with_gradients) p.grad.shape = p.shape;
   }
@@ -95,7 +109,7 @@ void ParameterTable::initialize(uint64_t seed) {
       float* values = p.value.f32() + row * cols;
       Random random(key, static_cast<uint64_t>(row));
       for (int64_t i = 0; i < cols; i += 2) {
-        float a = 1, b = 1;   // Init::ones
+        float a = 1, b = 1;  // Init::ones
         if (p.init == Init::normal) random.normal_pair(a, b);
         const float scale = p.init == Init::zeros ? 0.0f : p.init == Init::normal ? p.init_std : 1.0f;
         values[i] = scale * a;

@@ -19,17 +19,17 @@ const char* role_name(Role role);
 enum class Init : uint8_t { normal, zeros, ones };
 
 struct Parameter {
-  std::string name;            // Hugging Face's, e.g. "h.0.attn.c_attn.weight"
+  std::string name;  // Hugging Face's, e.g. "h.0.attn.c_attn.weight"
   Role role;
-  int layer;                   // 0 .. L-1, or -1 outside the blocks
-  Shape shape;                 // matrices (out, in); embeddings (vocab or positions, C); vectors (n)
-  int64_t padded_rows;         // rows in memory, >= shape[0]; the extra ones stay zero
-  int matrices;                // matrices stacked along the rows: 3 for the fused q, k, v; else 1
+  int layer;            // 0 .. L-1, or -1 outside the blocks
+  Shape shape;          // matrices (out, in); embeddings (vocab or positions, C); vectors (n)
+  int64_t padded_rows;  // rows in memory, >= shape[0]; the extra ones stay zero
+  int matrices;         // matrices stacked along the rows: 3 for the fused q, k, v; else 1
   Init init;
-  float init_std;              // for Init::normal
-  bool transposed_on_disk;     // Hugging Face stores GPT-2's linear weights as (in, out)
-  Tensor value;                // (shape); memory for padded_rows rows
-  Tensor grad;                 // (shape); present when training
+  float init_std;           // for Init::normal
+  bool transposed_on_disk;  // Hugging Face stores GPT-2's linear weights as (in, out)
+  Tensor value;             // (shape); memory for padded_rows rows
+  Tensor grad;              // (shape); present when training
 
   int64_t size() const { return shape.size(); }
   bool is_matrix() const { return shape.rank() == 2; }
@@ -48,8 +48,9 @@ class ParameterTable {
   /// Plans and takes memory: values, and gradients when training.
   void allocate(Context& ctx, bool with_gradients);
   int64_t value_bytes() const;
-  /// Fills the values: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)), gains 1, biases 0. Each tensor
-  /// has its own random stream, derived from `seed` and its name, so that the result does not depend on order.
+  /// Fills the values: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)), gains 1, biases 0. Each
+  /// tensor has its own random stream, derived from `seed` and its name, so that the result does not depend
+  /// on order.
   void initialize(uint64_t seed);
 
   Parameter& at(const std::string& name);

@@ -1,5 +1,5 @@
-// The whole model against the golden GPT-2 set (float64, see tests/data/README.md), at the tolerances of its "use"
-// column: the outer limits miss real mistakes such as an erf GELU or a wrong epsilon.
+// The whole model against the golden GPT-2 set (float64, see tests/data/README.md), at the tolerances of its
+// "use" column: the outer limits miss real mistakes such as an erf GELU or a wrong epsilon.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -80,7 +80,8 @@ TEST(Model, LossLogitsAndTokenLosses) {
   EXPECT_NEAR(loss / expected["loss"].get<double>(), 1.0, 1e-6);
   for (int64_t b = 0; b < B; ++b)
     for (int64_t t = 0; t < T; ++t)
-      EXPECT_NEAR(golden.model.token_losses().f32()[b * T + t], expected["per_token_loss"][b][t].get<double>(), 5e-5);
+      EXPECT_NEAR(golden.model.token_losses().f32()[b * T + t],
+                  expected["per_token_loss"][b][t].get<double>(), 5e-5);
 
   const int64_t V = golden.config.V, Vp = golden.config.padded_V();
   std::vector<float> logits(static_cast<size_t>(B * T * Vp));
@@ -102,7 +103,8 @@ TEST(Model, LossLogitsAndTokenLosses) {
   std::vector<float> last(static_cast<size_t>(B * Vp));
   golden.model.next_token_logits(golden.tokens(), Tensor(last.data(), {B, Vp}));
   for (int64_t v = 0; v < V; ++v)
-    EXPECT_NEAR(last[static_cast<size_t>((B - 1) * Vp + v)], logits[static_cast<size_t>((B * T - 1) * Vp + v)], 1e-5);
+    EXPECT_NEAR(last[static_cast<size_t>((B - 1) * Vp + v)],
+                logits[static_cast<size_t>((B * T - 1) * Vp + v)], 1e-5);
 }
 
 TEST(Model, EveryBiasIsUsed) {
@@ -133,9 +135,9 @@ TEST(Model, Gradients) {
     EXPECT_NEAR(probe(on_disk(p, p.grad)), row["probe"].get<double>(), 1e-4 * row["norm"].get<double>());
   }
   EXPECT_NEAR(std::sqrt(total) / golden.expected["batch0"]["grad_global_norm"].get<double>(), 1.0, 1e-5);
-  const Parameter& wpe = golden.model.parameters().at("wpe.weight");   // positions past T are not used
+  const Parameter& wpe = golden.model.parameters().at("wpe.weight");  // positions past T are not used
   for (int64_t i = T * golden.config.C; i < wpe.size(); ++i) EXPECT_EQ(wpe.grad.f32()[i], 0.0f);
-  const Parameter& wte = golden.model.parameters().at("wte.weight");   // padding of the vocabulary never moves
+  const Parameter& wte = golden.model.parameters().at("wte.weight");  // padding of the vocabulary never moves
   for (int64_t i = wte.size(); i < wte.padded_grad().size(); ++i) EXPECT_EQ(wte.grad.f32()[i], 0.0f);
 }
 
@@ -151,7 +153,7 @@ TEST(Model, MicroBatchesAddUpToTheLargeBatch) {
   EXPECT_NEAR(small, large, 1e-6 * large);
   for (const Parameter& p : whole.model.parameters()) {
     const auto a = p.grad.floats(), b = split.model.parameters().at(p.name).grad.floats();
-    const double size = norm(a) + 1e-4;   // the key bias has a gradient of rounding errors only
+    const double size = norm(a) + 1e-4;  // the key bias has a gradient of rounding errors only
     for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 2e-6 * size) << p.name << " " << i;
   }
 }
@@ -161,8 +163,9 @@ TEST(Model, ShortSequencesAndOneThread) {
   golden.read(0, B);
   const Tensor one_token(golden.inputs.data(), {B, 1}), one_target(golden.targets.data(), {B, 1});
   EXPECT_TRUE(std::isfinite(golden.model.forward_backward(one_token, one_target, 1.0, false)));
-  EXPECT_THROW(golden.model.forward(Tensor(golden.inputs.data(), {1, 23}), Tensor(golden.targets.data(), {1, 23})),
-               ShapeError);   // 22 positions
+  EXPECT_THROW(
+      golden.model.forward(Tensor(golden.inputs.data(), {1, 23}), Tensor(golden.targets.data(), {1, 23})),
+      ShapeError);  // 22 positions
 }
 
 TEST(Model, NanInAWeightReachesTheLoss) {
@@ -179,10 +182,12 @@ struct Trajectory {
   double grad_clip = 0;
   int64_t micro_batches = 1;
   double loss_tolerance = 2e-5, norm_tolerance = 2e-5, probe_tolerance = 5e-5;
-  bool null_directions = false;   // exact polar factors of singular weights: see the golden README
+  bool null_directions = false;  // exact polar factors of singular weights: see the golden README
 };
 
-void PrintTo(const Trajectory& t, std::ostream* out) { *out << t.name; }
+void PrintTo(const Trajectory& t, std::ostream* out) {
+  *out << t.name;
+}
 
 class Trajectories : public testing::TestWithParam<Trajectory> {};
 
@@ -191,7 +196,8 @@ TEST_P(Trajectories, FollowTheGoldenRun) {
   Golden golden;
   const json& expected = golden.expected["trajectories"][run.name];
   ASSERT_TRUE(expected.is_object());
-  Optimizer optimizer(golden.ctx, golden.model.parameters(), {.rules = run.rules, .grad_clip = run.grad_clip});
+  Optimizer optimizer(golden.ctx, golden.model.parameters(),
+                      {.rules = run.rules, .grad_clip = run.grad_clip});
   optimizer.allocate();
   const int64_t steps = 8;
   for (int64_t step = 0; step < steps; ++step) {
@@ -201,28 +207,35 @@ TEST_P(Trajectories, FollowTheGoldenRun) {
       const double share = 1.0 / static_cast<double>(run.micro_batches);
       loss += share * golden.model.forward_backward(golden.tokens(), golden.next(), share, i > 0);
     }
-    EXPECT_NEAR(loss / expected["loss"][static_cast<size_t>(step)].get<double>(), 1.0, run.loss_tolerance) << step;
+    EXPECT_NEAR(loss / expected["loss"][static_cast<size_t>(step)].get<double>(), 1.0, run.loss_tolerance)
+        << step;
     const StepReport report = optimizer.step(step, steps);
-    EXPECT_NEAR(report.grad_norm / expected["grad_global_norm"][static_cast<size_t>(step)].get<double>(), 1.0, 2e-4);
+    EXPECT_NEAR(report.grad_norm / expected["grad_global_norm"][static_cast<size_t>(step)].get<double>(), 1.0,
+                2e-4);
   }
   golden.read(0, B);
-  EXPECT_NEAR(golden.model.forward(golden.tokens(), golden.next()) / expected["loss_batch0_after"].get<double>(), 1.0,
-              run.loss_tolerance);
+  EXPECT_NEAR(
+      golden.model.forward(golden.tokens(), golden.next()) / expected["loss_batch0_after"].get<double>(), 1.0,
+      run.loss_tolerance);
   for (const Parameter& p : golden.model.parameters()) {
     SCOPED_TRACE(p.name);
-    if (p.name.ends_with("c_attn.bias")) {   // its middle third, the key bias, has a gradient of rounding errors only
+    if (p.name.ends_with(
+            "c_attn.bias")) {  // its middle third, the key bias, has a gradient of rounding errors only
       const int64_t C = p.size() / 3;
       for (const auto& [third, at] : {std::pair{"[q]", 0}, std::pair{"[v]", 2}})
-        EXPECT_NEAR(norm(p.value.slice(at * C, C).floats()) / expected["final_norms"][p.name + third].get<double>(), 1.0,
-                    run.norm_tolerance);
+        EXPECT_NEAR(
+            norm(p.value.slice(at * C, C).floats()) / expected["final_norms"][p.name + third].get<double>(),
+            1.0, run.norm_tolerance);
       continue;
     }
-    const bool null_tensor = run.null_directions && (p.name.ends_with("c_attn.weight") || p.name.ends_with("c_proj.weight"));
+    const bool null_tensor =
+        run.null_directions && (p.name.ends_with("c_attn.weight") || p.name.ends_with("c_proj.weight"));
     const double want = expected["final_norms"][p.name];
     EXPECT_NEAR(norm(p.value.floats()) / want, 1.0, null_tensor ? 2e-3 : run.norm_tolerance);
     if (null_tensor) continue;
-    // Orthogonalised noise in null directions reaches the embeddings' probes: the golden float64 program itself, given
-    // relative gradient noise of 1e-7 to 1e-6, moves wpe's by up to 2e-4 and wte's by 8e-5 of the norm ("modular").
+    // Orthogonalised noise in null directions reaches the embeddings' probes: the golden float64 program
+    // itself, given relative gradient noise of 1e-7 to 1e-6, moves wpe's by up to 2e-4 and wte's by 8e-5 of
+    // the norm ("modular").
     const bool fed_by_null = run.null_directions && (p.name == "wpe.weight" || p.name == "wte.weight");
     EXPECT_NEAR(probe(on_disk(p, p.value)), expected["final_probes"][p.name].get<double>(),
                 (fed_by_null ? 6e-4 : run.probe_tolerance) * want);
@@ -230,7 +243,10 @@ TEST_P(Trajectories, FollowTheGoldenRun) {
 }
 
 std::map<Role, std::string> same(const std::string& matrices, const std::string& vectors) {
-  return {{Role::hidden, matrices}, {Role::embedding, matrices}, {Role::position, matrices}, {Role::vector, vectors}};
+  return {{Role::hidden, matrices},
+          {Role::embedding, matrices},
+          {Role::position, matrices},
+          {Role::vector, vectors}};
 }
 
 std::map<Role, std::string> muon_with(const std::string& polynomial) {
@@ -240,21 +256,24 @@ std::map<Role, std::string> muon_with(const std::string& polynomial) {
   return rules;
 }
 
-const auto kAdamw = same("adam:lr=0.001,beta1=0.9,beta2=0.95,eps=1e-8,wd=0.1", "adam:lr=0.001,beta1=0.9,beta2=0.95,eps=1e-8");
+const auto kAdamw =
+    same("adam:lr=0.001,beta1=0.9,beta2=0.95,eps=1e-8,wd=0.1", "adam:lr=0.001,beta1=0.9,beta2=0.95,eps=1e-8");
 
 INSTANTIATE_TEST_SUITE_P(
     Golden, Trajectories,
-    testing::Values(
-        Trajectory{.name = "adamw", .rules = kAdamw}, Trajectory{.name = "adamw_clip", .rules = kAdamw, .grad_clip = 1},
-        Trajectory{.name = "adamw_accum2", .rules = kAdamw, .micro_batches = 2},
-        Trajectory{.name = "signsgd", .rules = same("sign:lr=0.001", "sign:lr=0.001"), .loss_tolerance = 1e-4,
-                   .probe_tolerance = 2e-3},
-        Trajectory{.name = "muon_ns5", .rules = muon_with("keller5")},
-        Trajectory{.name = "muon_svd", .rules = muon_with("svd"), .null_directions = true},
-        Trajectory{.name = "modular",
-                   .rules = {{Role::hidden, "muon:lr=0.02,momentum=0,ns=svd,scale=rms"},
-                             {Role::embedding, "colnorm:lr=0.02"},
-                             {Role::position, "colnorm:lr=0.02"},
-                             {Role::vector, "sign:lr=0.02"}},
-                   .null_directions = true}),
+    testing::Values(Trajectory{.name = "adamw", .rules = kAdamw},
+                    Trajectory{.name = "adamw_clip", .rules = kAdamw, .grad_clip = 1},
+                    Trajectory{.name = "adamw_accum2", .rules = kAdamw, .micro_batches = 2},
+                    Trajectory{.name = "signsgd",
+                               .rules = same("sign:lr=0.001", "sign:lr=0.001"),
+                               .loss_tolerance = 1e-4,
+                               .probe_tolerance = 2e-3},
+                    Trajectory{.name = "muon_ns5", .rules = muon_with("keller5")},
+                    Trajectory{.name = "muon_svd", .rules = muon_with("svd"), .null_directions = true},
+                    Trajectory{.name = "modular",
+                               .rules = {{Role::hidden, "muon:lr=0.02,momentum=0,ns=svd,scale=rms"},
+                                         {Role::embedding, "colnorm:lr=0.02"},
+                                         {Role::position, "colnorm:lr=0.02"},
+                                         {Role::vector, "sign:lr=0.02"}},
+                               .null_directions = true}),
     [](const auto& info) { return std::string(info.param.name); });

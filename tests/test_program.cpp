@@ -1,4 +1,5 @@
-// The program from the outside: what a person or a script sees of ./train_gpt. Needs the binary in $TRAIN_GPT.
+// The program from the outside: what a person or a script sees of ./train_gpt. Needs the binary in
+// $TRAIN_GPT.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -36,7 +37,7 @@ std::string fmt_loss(double loss) {
 }
 
 struct Result {
-  int status;           // exit status, or 128 + signal
+  int status;  // exit status, or 128 + signal
   std::string out, err;
 };
 
@@ -68,7 +69,8 @@ class Program : public testing::Test {
   Result finish(pid_t child) {
     int status = 0;
     waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")), read(path("stderr"))};
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")),
+            read(path("stderr"))};
   }
   Result run(const Words& words) { return finish(start(words)); }
 
@@ -82,14 +84,31 @@ class Program : public testing::Test {
       if (line % 400 == 399) text << "<|endoftext|>\n";
     }
     text.close();
-    const Result result = run({"prepare", "--text", path("text.txt"), "--out", path("data"), "--val-fraction", "0.1"});
+    const Result result =
+        run({"prepare", "--text", path("text.txt"), "--out", path("data"), "--val-fraction", "0.1"});
     ASSERT_EQ(result.status, 0) << result.err;
   }
   /// A tiny training run into OUT; `more` comes last and wins.
   Words train(const std::string& out, const Words& more = {}) {
-    Words words = {"train", "--train", path("data/train_*.bin"), "--val", path("data/val_*.bin"), "--out", path(out),
-                   "--model", "gpt2-nano", "--batch-size", "4", "--seq-len", "32", "--steps", "12", "--val-every", "6",
-                   "--val-tokens", "512"};
+    Words words = {"train",
+                   "--train",
+                   path("data/train_*.bin"),
+                   "--val",
+                   path("data/val_*.bin"),
+                   "--out",
+                   path(out),
+                   "--model",
+                   "gpt2-nano",
+                   "--batch-size",
+                   "4",
+                   "--seq-len",
+                   "32",
+                   "--steps",
+                   "12",
+                   "--val-every",
+                   "6",
+                   "--val-tokens",
+                   "512"};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -146,7 +165,8 @@ TEST_F(Program, HelpNamesEveryCommand) {
 
 TEST_F(Program, TheLogHasItsLinesInOrder) {
   prepare();
-  const Result result = run(train("run", {"--sample-every", "6", "--sample-tokens", "20", "--checkpoint-every", "6"}));
+  const Result result =
+      run(train("run", {"--sample-every", "6", "--sample-tokens", "20", "--checkpoint-every", "6"}));
   ASSERT_EQ(result.status, 0) << result.err;
   const std::vector<json> lines = log("run");
   EXPECT_TRUE(read(path("run/log.jsonl")).starts_with("{\"type\":\"run\""));
@@ -158,25 +178,26 @@ TEST_F(Program, TheLogHasItsLinesInOrder) {
   for (const json& line : lines) {
     ++seen[line["type"]];
     if (line["type"] != "train") continue;
-    for (const char* key : {"step", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_second", "mfu"})
+    for (const char* key :
+         {"step", "tokens", "loss", "grad_norm", "lr", "step_ms", "tokens_per_second", "mfu"})
       EXPECT_TRUE(line[key].is_number()) << key;
     EXPECT_EQ(line["step"], seen["train"] - 1);
     EXPECT_EQ(line["tokens"], 128 * (seen["train"] - 1));
   }
   EXPECT_EQ(seen, (std::map<std::string, int>{
                       {"run", 1}, {"train", 12}, {"val", 3}, {"sample", 2}, {"checkpoint", 2}, {"end", 1}}));
-  EXPECT_EQ(lines[1]["type"], "val");   // before the first step
+  EXPECT_EQ(lines[1]["type"], "val");  // before the first step
   EXPECT_EQ(lines[1]["step"], 0);
   EXPECT_EQ(lines.back()["type"], "end");
   EXPECT_EQ(lines.back()["step"], 12);
   EXPECT_LT(lines.back()["val_loss"], 0.8 * lines[1]["loss"].get<double>());
-  EXPECT_NEAR(lines[1]["loss"], std::log(257.0), 0.1);   // a fresh model knows nothing
+  EXPECT_NEAR(lines[1]["loss"], std::log(257.0), 0.1);  // a fresh model knows nothing
 }
 
 TEST_F(Program, NoStepsOnlyValidates) {
   prepare();
   ASSERT_EQ(run(train("run", {"--steps", "0"})).status, 0);
-  EXPECT_EQ(log("run").size(), 3u);   // run, val, end
+  EXPECT_EQ(log("run").size(), 3u);  // run, val, end
 }
 
 TEST_F(Program, GradientAccumulationChangesNothing) {
@@ -185,7 +206,8 @@ TEST_F(Program, GradientAccumulationChangesNothing) {
   ASSERT_EQ(run(train("small", {"--recipe", "adamw", "--batch-size", "1", "--grad-accum", "4"})).status, 0);
   const auto large = losses("large"), small = losses("small");
   ASSERT_EQ(large.size(), small.size());
-  for (const auto& [key, loss] : large) EXPECT_NEAR(small.at(key), loss, 1e-4) << key.first << " " << key.second;
+  for (const auto& [key, loss] : large)
+    EXPECT_NEAR(small.at(key), loss, 1e-4) << key.first << " " << key.second;
 }
 
 TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
@@ -205,7 +227,7 @@ TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
 
 TEST_F(Program, KillAtRandomMomentsAndResume) {
   prepare();
-  const char* kills_text = std::getenv("KILLS");   // `make check` asks for many
+  const char* kills_text = std::getenv("KILLS");  // `make check` asks for many
   const int kills = kills_text != nullptr ? std::atoi(kills_text) : 6;
   const Words more = {"--steps", "60", "--checkpoint-every", "3", "--keep", "2"};
   ASSERT_EQ(run(train("whole", more)).status, 0);
@@ -262,7 +284,8 @@ TEST_F(Program, BadUsageIsOneLineAndStatus2) {
   expect_error(train("run", {"--device", "cuda"}), 2, {"--device"});
   expect_error(train("run", {"--dtype", "bf16"}), 2, {"--dtype"});
   expect_error(train("run", {"--config", path("none.conf")}), 2, {"none.conf"});
-  expect_error({"prepare", "--text", path("text.txt"), "--out", path("d"), "--tokenizer", "klingon"}, 2, {"klingon"});
+  expect_error({"prepare", "--text", path("text.txt"), "--out", path("d"), "--tokenizer", "klingon"}, 2,
+               {"klingon"});
   expect_error({"generate", "--model", path("x"), "--temperature", "-1"}, 2, {"--temperature"});
 }
 
@@ -281,10 +304,11 @@ TEST_F(Program, BadFilesAreOneLineAndStatus1) {
 
   ASSERT_EQ(run(train("good", {"--steps", "2"})).status, 0);
   const std::string folder = path("good/checkpoints/step-00000002");
-  expect_error(train("good", {"--steps", "4", "--resume", "--hidden", "muon:lr=0.5"}), 1, {"rules", "state.json"});
+  expect_error(train("good", {"--steps", "4", "--resume", "--hidden", "muon:lr=0.5"}), 1,
+               {"rules", "state.json"});
   expect_error(train("good", {"--steps", "4", "--resume", "--seq-len", "16"}), 1, {"seq_len"});
   std::string model = read(folder + "/model.safetensors");
-  model[model.size() - 100] ^= 1;   // one bit of one value
+  model[model.size() - 100] ^= 1;  // one bit of one value
   std::ofstream(folder + "/model.safetensors") << model;
   expect_error({"generate", "--model", folder}, 1, {"model.safetensors", "not those that were saved"});
   std::ofstream(folder + "/model.safetensors") << model.substr(0, 1000);
@@ -303,21 +327,24 @@ TEST_F(Program, AFolderWithARunIsNotOverwritten) {
 
 TEST_F(Program, ANonFiniteLossStopsWithStepTensorAndCheckpoint) {
   prepare();
-  ASSERT_EQ(run(train("run", {"--steps", "50", "--checkpoint-every", "1", "--keep", "0", "--hidden", "sgd:lr=1e6",
-                              "--embedding", "sgd:lr=1e6", "--position", "sgd:lr=1e6", "--vector", "sgd:lr=1e6",
-                              "--schedule", "constant", "--grad-clip", "0"}))
-                .status, 1);
+  ASSERT_EQ(run(train("run", {"--steps", "50", "--checkpoint-every", "1", "--keep", "0", "--hidden",
+                              "sgd:lr=1e6", "--embedding", "sgd:lr=1e6", "--position", "sgd:lr=1e6",
+                              "--vector", "sgd:lr=1e6", "--schedule", "constant", "--grad-clip", "0"}))
+                .status,
+            1);
   const std::string error = read(path("stderr"));
   EXPECT_NE(error.find("not finite"), std::string::npos) << error;
   EXPECT_NE(error.find("step "), std::string::npos) << error;
-  EXPECT_TRUE(error.find(".weight") != std::string::npos || error.find(".bias") != std::string::npos) << error;
+  EXPECT_TRUE(error.find(".weight") != std::string::npos || error.find(".bias") != std::string::npos)
+      << error;
   EXPECT_FALSE(read(path("run/checkpoints/step-00000001/model.safetensors")).empty());
 }
 
 TEST_F(Program, GenerateIsRepeatable) {
   prepare();
   ASSERT_EQ(run(train("run")).status, 0);
-  const Words words = {"generate", "--model", path("run"), "--prompt", "the ", "--tokens", "40", "--seed", "3"};
+  const Words words = {"generate", "--model", path("run"), "--prompt", "the ",
+                       "--tokens", "40",      "--seed",    "3"};
   const Result a = run(words), b = run(words);
   EXPECT_EQ(a.status, 0) << a.err;
   EXPECT_EQ(a.out, b.out);
@@ -333,8 +360,8 @@ TEST_F(Program, InitStartsWhereTheCheckpointEnded) {
   ASSERT_EQ(run(train("run")).status, 0);
   ASSERT_EQ(run(train("more", {"--steps", "0", "--init", path("run/checkpoints/step-00000012")})).status, 0);
   EXPECT_EQ(log("more")[1]["loss"], log("run").back()["val_loss"]);
-  const Result evaluated = run({"evaluate", "--model", path("run"), "--data", path("data/val_*.bin"), "--seq-len", "32",
-                                "--tokens", "512", "--batch-size", "4"});
+  const Result evaluated = run({"evaluate", "--model", path("run"), "--data", path("data/val_*.bin"),
+                                "--seq-len", "32", "--tokens", "512", "--batch-size", "4"});
   EXPECT_NE(evaluated.out.find(fmt_loss(log("run").back()["val_loss"])), std::string::npos) << evaluated.out;
 }
 
@@ -343,7 +370,8 @@ TEST_F(Program, AConfigFileStandsForOptions) {
   std::ofstream(path("tiny.conf")) << "# a comment\nsteps = 3\nshuffle\nhidden = \"muon:lr=0.01\"\n";
   ASSERT_EQ(run(train("flags", {"--steps", "3", "--shuffle", "--hidden", "muon:lr=0.01"})).status, 0);
   Words words = train("file");
-  words.erase(std::find(words.begin(), words.end(), "--steps"), std::find(words.begin(), words.end(), "--val-every"));
+  words.erase(std::find(words.begin(), words.end(), "--steps"),
+              std::find(words.begin(), words.end(), "--val-every"));
   words.insert(words.end(), {"--config", path("tiny.conf")});
   ASSERT_EQ(run(words).status, 0) << read(path("stderr"));
   EXPECT_EQ(losses("flags"), losses("file"));
@@ -355,7 +383,8 @@ TEST_F(Program, AConfigFileStandsForOptions) {
 TEST_F(Program, InfoShowsRolesRulesAndMemory) {
   const Result result = run({"info", "--model", "gpt2-nano"});
   ASSERT_EQ(result.status, 0) << result.err;
-  for (const char* part : {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
+  for (const char* part :
+       {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
 }
 

@@ -7,10 +7,12 @@
 #include <stdexcept>
 
 namespace {
-constexpr int64_t kAlign = 64;                  // one AVX-512 register, one cache line
+constexpr int64_t kAlign = 64;  // one AVX-512 register, one cache line
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-int64_t round_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+int64_t round_up(int64_t bytes, int64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
+}
 
 /// Zero-filled pages straight from the kernel. Large blocks ask for huge pages: matrix products walk over
 /// hundreds of megabytes and 4 KiB pages would miss the TLB on every row.
@@ -29,7 +31,9 @@ void unmap_pages(void* base, int64_t bytes) {
 }
 }  // namespace
 
-Scratch::~Scratch() { unmap_pages(base_, capacity_); }
+Scratch::~Scratch() {
+  unmap_pages(base_, capacity_);
+}
 
 void Scratch::reserve(int64_t bytes) {
   if (bytes <= capacity_) return;
@@ -57,7 +61,9 @@ void use_cpu(Context& ctx, int threads) {
   omp_set_num_threads(ctx.threads);  // oneDNN follows OpenMP's setting
 }
 
-Arena::~Arena() { unmap_pages(base_, bytes_); }
+Arena::~Arena() {
+  unmap_pages(base_, bytes_);
+}
 
 void Arena::add(Tensor* tensor, DType dtype, Shape shape) {
   if (base_ != nullptr) throw std::logic_error("Arena::add after allocate: " + name_);

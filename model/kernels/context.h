@@ -64,16 +64,16 @@ class Scratch {
 /// Everything an operation needs besides its arguments. Passed by reference everywhere; there is no global.
 struct Context {
   Where where = Where::cpu;
-  int threads = 1;   // OpenMP threads of one operation
+  int threads = 1;  // OpenMP threads of one operation
   Scratch scratch;
-  Profile* profile = nullptr;   // when set, every operation records its time there
+  Profile* profile = nullptr;  // when set, every operation records its time there
 };
 
 /// Makes `ctx` run on the CPU. `threads` 0 means all the cores that this process may use.
 void use_cpu(Context& ctx, int threads = 0);
 
-/// A named block of memory planned first and taken in one piece: list tensors with add(), look at bytes(), then
-/// allocate() once. Memory is zero-filled and 64-byte aligned.
+/// A named block of memory planned first and taken in one piece: list tensors with add(), look at bytes(),
+/// then allocate() once. Memory is zero-filled and 64-byte aligned.
 class Arena {
  public:
   explicit Arena(std::string name) : name_(std::move(name)) {}
@@ -81,7 +81,8 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  /// Plans a tensor; `*tensor` has its shape now and its memory after allocate(). The pointer must stay valid.
+  /// Plans a tensor; `*tensor` has its shape now and its memory after allocate(). The pointer must stay
+  /// valid.
   void add(Tensor* tensor, DType dtype, Shape shape);
   /// As above for float32.
   void add(Tensor* tensor, Shape shape) { add(tensor, DType::f32, shape); }
@@ -102,10 +103,10 @@ class Arena {
 };
 
 /// The body of a door. `return` inside is meant: operations may return a value.
-#define ON_DEVICE(op, ctx, ...)                                                      \
-  do {                                                                               \
-    const OpTimer timer((ctx).profile, #op, work(__VA_ARGS__));                      \
-    if constexpr (kHaveGpu)                                                          \
-      if ((ctx).where == Where::gpu) return gpu::op((ctx), __VA_ARGS__);             \
-    return cpu::op((ctx), __VA_ARGS__);                                              \
+#define ON_DEVICE(op, ctx, ...)                                          \
+  do {                                                                   \
+    const OpTimer timer((ctx).profile, #op, work(__VA_ARGS__));          \
+    if constexpr (kHaveGpu)                                              \
+      if ((ctx).where == Where::gpu) return gpu::op((ctx), __VA_ARGS__); \
+    return cpu::op((ctx), __VA_ARGS__);                                  \
   } while (0)

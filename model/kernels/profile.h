@@ -1,5 +1,5 @@
-// Where the time of a step goes: seconds, arithmetic and memory traffic per phase and operation. Off unless a Context
-// points to a Profile; then every door (ON_DEVICE) records its call.
+// Where the time of a step goes: seconds, arithmetic and memory traffic per phase and operation. Off unless a
+// Context points to a Profile; then every door (ON_DEVICE) records its call.
 #pragma once
 
 #include <chrono>
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-/// What one call of an operation must do at least: floating-point operations (2 per multiply-add), and bytes read and
-/// written when every operand moves once. Zero when nobody counted.
+/// What one call of an operation must do at least: floating-point operations (2 per multiply-add), and bytes
+/// read and written when every operand moves once. Zero when nobody counted.
 struct Work {
   double flops = 0;
   double bytes = 0;
@@ -17,8 +17,8 @@ struct Work {
 class Profile {
  public:
   struct Row {
-    std::string phase;   // "forward"
-    std::string op;      // "layernorm_forward"
+    std::string phase;  // "forward"
+    std::string op;     // "layernorm_forward"
     int64_t calls = 0;
     double seconds = 0;
     Work work;

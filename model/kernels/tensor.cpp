@@ -1,12 +1,17 @@
 #include "model/kernels/tensor.h"
 
-int64_t dtype_bytes(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
+int64_t dtype_bytes(DType dtype) {
+  return dtype == DType::bf16 ? 2 : 4;
+}
 
 const char* dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "f32";
-    case DType::bf16: return "bf16";
-    case DType::i32: return "i32";
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::i32:
+      return "i32";
   }
   return "?";
 }
@@ -27,8 +32,7 @@ int64_t Shape::size() const {
 
 std::string Shape::str() const {
   std::string text = "(";
-  for (int i = 0; i < rank_; ++i)
-    text += (i > 0 ? ", " : "") + std::to_string(dims_[static_cast<size_t>(i)]);
+  for (int i = 0; i < rank_; ++i) text += (i > 0 ? ", " : "") + std::to_string(dims_[static_cast<size_t>(i)]);
   return text + ")";
 }
 
@@ -51,19 +55,27 @@ namespace {
 /// The shape without its first dimension.
 Shape tail(const Shape& shape) {
   switch (shape.rank()) {
-    case 2: return {shape[1]};
-    case 3: return {shape[1], shape[2]};
-    case 4: return {shape[1], shape[2], shape[3]};
-    default: return {};
+    case 2:
+      return {shape[1]};
+    case 3:
+      return {shape[1], shape[2]};
+    case 4:
+      return {shape[1], shape[2], shape[3]};
+    default:
+      return {};
   }
 }
 
 Shape prepend(int64_t first, const Shape& rest) {
   switch (rest.rank()) {
-    case 1: return {first, rest[0]};
-    case 2: return {first, rest[0], rest[1]};
-    case 3: return {first, rest[0], rest[1], rest[2]};
-    default: return {first};
+    case 1:
+      return {first, rest[0]};
+    case 2:
+      return {first, rest[0], rest[1]};
+    case 3:
+      return {first, rest[0], rest[1], rest[2]};
+    default:
+      return {first};
   }
 }
 }  // namespace
