@@ -43,10 +43,15 @@ std::vector<int32_t> generate(Gpt& model, std::vector<int32_t> tokens, const Sam
   std::vector<float> logits(static_cast<size_t>(config.padded_V()));
   std::vector<int32_t> drawn;
   Random random(options.seed, hash_name("generate"));
+  int64_t done = 0;  // tokens whose keys and values the model holds
   while (static_cast<int64_t>(drawn.size()) < options.tokens) {
     const auto seen = std::min<int64_t>(context, static_cast<int64_t>(tokens.size()));
     int32_t* window = tokens.data() + (static_cast<int64_t>(tokens.size()) - seen);
-    model.next_token_logits(Tensor(window, {1, seen}), Tensor(logits.data(), {1, config.padded_V()}));
+    // While the text grows inside the window, only its last token is new; once the window slides, every
+    // position is.
+    const int64_t known = model.can_extend() && window == tokens.data() ? done : 0;
+    model.next_token_logits(Tensor(window, {1, seen}), Tensor(logits.data(), {1, config.padded_V()}), known);
+    done = seen;
     const int32_t next =
         draw_token({logits.data(), static_cast<size_t>(config.V)}, options, random.uniform());
     if (next == options.end_of_text) break;

@@ -12,7 +12,7 @@
 
 namespace {
 /// Bytes of logits held at once. Large chunks read and write dwte fewer times, small ones stay in cache.
-constexpr int64_t kLogitBytes = int64_t{48} << 20;
+constexpr int64_t kLogitBytes = int64_t{50} << 20;  // 256 rows of GPT-2's vocabulary
 
 /// y = x W^T + b; W (out, in)
 struct Linear {
@@ -39,12 +39,13 @@ void linear_backward(Context& ctx, const Linear& linear, const Tensor& dx, const
   matmul(ctx, {.c = dx, .a = dy, .b = linear.weight.value});
 }
 
-/// The first rows of a planned (N, cols) tensor under the batch's own shape.
-Tensor rows(const Tensor& planned, int64_t B, int64_t T) {
-  return {planned.data, planned.dtype, Shape{B, T, planned.cols()}};
+/// The first rows of a planned (N, cols) tensor under the batch's own shape; with `first` > 0 (and B = 1)
+/// those from `first` on.
+Tensor rows(const Tensor& planned, int64_t B, int64_t T, int64_t first = 0) {
+  return planned.slice(first, B * T - first).view({B, T - first, planned.cols()});
 }
-Tensor per_token(const Tensor& planned, int64_t B, int64_t T) {
-  return {planned.data, planned.dtype, Shape{B, T}};
+Tensor per_token(const Tensor& planned, int64_t B, int64_t T, int64_t first = 0) {
+  return planned.slice(first, B * T - first).view({B, T - first});
 }
 }  // namespace
 
@@ -69,9 +70,14 @@ Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool train
   for (int64_t l = 0; l < config.L; ++l) blocks_.emplace_back(parameters_, "h." + std::to_string(l) + ".");
 
   const int64_t N = max_tokens, C = config.C;
-  layers_.resize(training ? static_cast<size_t>(config.L) : 1);
+  const bool one_row = max_tokens <= config.positions;
+  layers_.resize(training || one_row ? static_cast<size_t>(config.L) : 1);
   Arena& keep = activations_arena_;
   for (LayerActivations& a : layers_) {
+    if (!training && &a != &layers_[0]) {  // the rest is shared with layer 0, see allocate()
+      keep.add(&a.qkv, {N, 3 * C});
+      continue;
+    }
     keep.add(&a.x, {N, C});
     keep.add(&a.ln1, {N, C});
     keep.add(&a.ln1_mean, {N});
@@ -86,7 +92,7 @@ Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool train
     keep.add(&a.fc, {N, 4 * C});
     keep.add(&a.fc_gelu, {N, 4 * C});
   }
-  const int64_t chunk = std::clamp<int64_t>(kLogitBytes / (4 * config.padded_V()) / 64 * 64, 64, N);
+  const int64_t chunk = std::max<int64_t>(kLogitBytes / (4 * config.padded_V()) / 64 * 64, 64);
   keep.add(&delta_, {N, C});
   keep.add(&x_final_, {N, C});
   keep.add(&lnf_, {N, C});
@@ -120,16 +126,24 @@ std::vector<MemoryLine> Gpt::memory_plan() const {
 void Gpt::allocate() {
   parameters_.allocate(ctx_, training_);
   activations_arena_.allocate(ctx_);
+  for (size_t l = 1; !training_ && l < layers_.size(); ++l) {
+    const Tensor qkv = layers_[l].qkv;
+    layers_[l] = layers_[0];
+    layers_[l].qkv = qkv;
+  }
   gradient_arena_.allocate(ctx_);
   ctx_.scratch.reserve(scratch_bytes());
 }
 
-void Gpt::run_blocks(const Tensor& tokens) {
+void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1], NH = config_.NH;
   if (B * T > max_tokens_ || T > config_.positions)
     throw ShapeError("Gpt: batch " + tokens.shape.str() + " is larger than planned");
-  const auto x = [&](const Tensor& t) { return rows(t, B, T); };  // (B, T, C), (B, T, 3C) or (B, T, 4C)
-  const auto stat = [&](const Tensor& t) { return per_token(t, B, T); };  // (B, T)
+  expect(first == 0 || (B == 1 && first < T && can_extend()), "Gpt: this model cannot extend a text");
+  const auto x = [&](const Tensor& t) {
+    return rows(t, B, T, first);
+  };  // (B, T, C), (B, T, 3C) or (B, T, 4C)
+  const auto stat = [&](const Tensor& t) { return per_token(t, B, T, first); };  // (B, T)
   const auto lse = [&](const Tensor& t) { return Tensor(t.data, t.dtype, Shape{B, NH, T}); };
 
   const Tensor delta = x(delta_);  // what the previous branch adds to the residual stream
@@ -138,10 +152,12 @@ void Gpt::run_blocks(const Tensor& tokens) {
     const Layer& w = blocks_[static_cast<size_t>(l)];
     const LayerActivations& a = activations(l);
     if (l == 0) {
-      embedding_forward(ctx_, {.y = x(a.x),
-                               .tokens = tokens,
-                               .wte = parameters_.at("wte.weight").value,
-                               .wpe = parameters_.at("wpe.weight").value});
+      embedding_forward(
+          ctx_,
+          {.y = x(a.x),
+           .tokens = first == 0 ? tokens : tokens.view({T}).slice(first, T - first).view({1, T - first}),
+           .wte = parameters_.at("wte.weight").value,
+           .wpe = parameters_.at("wpe.weight").value.slice(first, config_.positions - first)});
     }
     layernorm_forward(ctx_, {.y = x(a.ln1),
                              .mean = stat(a.ln1_mean),
@@ -152,7 +168,11 @@ void Gpt::run_blocks(const Tensor& tokens) {
                              .residual = residual,
                              .delta = l == 0 ? Tensor() : delta});
     linear_forward(ctx_, w.qkv, x(a.qkv), x(a.ln1));
-    attention_forward(ctx_, {.out = x(a.attention), .lse = lse(a.lse), .qkv = x(a.qkv), .NH = NH});
+    attention_forward(ctx_, {.out = rows(a.attention, B, T),
+                             .lse = lse(a.lse),
+                             .qkv = rows(a.qkv, B, T),
+                             .NH = NH,
+                             .first = first});
     linear_forward(ctx_, w.proj, delta, x(a.attention));
     layernorm_forward(ctx_, {.y = x(a.ln2),
                              .mean = stat(a.ln2_mean),
@@ -283,9 +303,9 @@ double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double
   return mean_loss(tokens.size());
 }
 
-void Gpt::next_token_logits(const Tensor& tokens, const Tensor& logits) {
+void Gpt::next_token_logits(const Tensor& tokens, const Tensor& logits, int64_t known) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1];
-  run_blocks(tokens);
+  run_blocks(tokens, known);
   for (int64_t b = 0; b < B; ++b) {
     matmul(ctx_, {.c = logits.slice(b, 1),
                   .a = lnf_.slice((b + 1) * T - 1, 1),

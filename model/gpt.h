@@ -60,8 +60,11 @@ class Gpt {
   double forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate);
 
   /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V). Columns >= V are
-  /// padding.
-  void next_token_logits(const Tensor& tokens, const Tensor& logits);
+  /// padding. When `known` > 0, the previous call of this model had the same first `known` tokens (B = 1):
+  /// what it left is used again, and only the rest is computed. Needs can_extend().
+  void next_token_logits(const Tensor& tokens, const Tensor& logits, int64_t known = 0);
+  /// True when every layer keeps its keys and values: in training, and in models of one row.
+  bool can_extend() const { return layers_.size() == static_cast<size_t>(config_.L); }
   /// All logits, for tests: (B*T, padded V).
   void all_logits(const Tensor& tokens, const Tensor& logits);
   /// Loss of each token of the last forward, (B*T).
@@ -74,15 +77,18 @@ class Gpt {
     bool with_gradient = false;
     bool accumulate = false;
   };
-  /// Everything up to the last layernorm.
-  void run_blocks(const Tensor& tokens);
+  /// Everything up to the last layernorm, for tokens from `first` on; earlier ones as the previous call left
+  /// them.
+  void run_blocks(const Tensor& tokens, int64_t first = 0);
   /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
   void head(const Tensor& targets, const HeadOptions& options);
   /// From the gradient of the last layernorm's output down to the embeddings.
   void backward_blocks(const Tensor& tokens, bool accumulate);
   double mean_loss(int64_t N) const;
   int64_t scratch_bytes() const;
-  LayerActivations& activations(int64_t layer) { return layers_[training_ ? static_cast<size_t>(layer) : 0]; }
+  LayerActivations& activations(int64_t layer) {
+    return layers_[layers_.size() > 1 ? static_cast<size_t>(layer) : 0];
+  }
 
   Context& ctx_;
   ModelConfig config_;

@@ -107,6 +107,31 @@ TEST(Model, LossLogitsAndTokenLosses) {
                 logits[static_cast<size_t>((B * T - 1) * Vp + v)], 1e-5);
 }
 
+TEST(Model, ATextThatGrowsGivesTheSameLogits) {
+  Golden training;
+  training.read(0, 1);
+  const int64_t Vp = training.config.padded_V();
+  Gpt one_row(training.ctx, training.config, T, /*training=*/false);
+  one_row.allocate();
+  load_parameters(kGolden, one_row.parameters());
+  Gpt many_rows(training.ctx, training.config, 2 * training.config.positions, /*training=*/false);
+  EXPECT_FALSE(many_rows.can_extend());
+  std::vector<float> whole(static_cast<size_t>(T * Vp)), grown(static_cast<size_t>(Vp));
+  training.model.all_logits(training.tokens(), Tensor(whole.data(), {T, Vp}));
+  for (Gpt* model : {&training.model, &one_row}) {
+    ASSERT_TRUE(model->can_extend());
+    int64_t known = 0;
+    for (const int64_t length : {1, 2, 3, 9, 10, 19}) {
+      model->next_token_logits(Tensor(training.inputs.data(), {1, length}), Tensor(grown.data(), {1, Vp}),
+                               known);
+      for (int64_t v = 0; v < training.config.V; ++v)
+        ASSERT_NEAR(grown[static_cast<size_t>(v)], whole[static_cast<size_t>((length - 1) * Vp + v)], 1e-5)
+            << length;
+      known = length;
+    }
+  }
+}
+
 TEST(Model, EveryBiasIsUsed) {
   Golden golden;
   for (Parameter& p : golden.model.parameters())

@@ -387,7 +387,10 @@ void attention_forward(Context& ctx, const AttentionForward& a) {
   parallel_for(ctx, split.threads, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const ForwardMemory m(z, memory + t * ForwardMemory(z).floats);
-      split.for_each_segment(t, [&](Segment s) { forward_segment(a, z, m, s); });
+      split.for_each_segment(t, [&](Segment s) {
+        s.first = std::max(s.first, a.first / kTile);
+        if (s.first < s.last) forward_segment(a, z, m, s);
+      });
     }
   });
 }

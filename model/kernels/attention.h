@@ -30,6 +30,9 @@ struct AttentionForward {
   Tensor lse;  // (B, NH, T): log of the sum of the exponentials of the scaled scores, overwritten
   Tensor qkv;  // (B, T, 3C)
   int64_t NH;  // heads
+  /// Queries before this one are not asked for (they are known already, when a text grows token by token):
+  /// their rows of out and lse hold anything afterwards. Keys and values of all rows are read.
+  int64_t first = 0;
 };
 
 struct AttentionBackward {
