@@ -13,7 +13,8 @@
 #include "run_log.h"
 
 std::string find_weights(const std::string& path) {
-  if (std::filesystem::exists(path) && has_config(path)) return path;
+  if (std::filesystem::is_regular_file(path) || (std::filesystem::exists(path) && has_config(path)))
+    return path;
   if (const auto newest = newest_checkpoint(path)) return *newest;
   throw RunError(
       fmt::format("no model.safetensors with a config.json and no checkpoints there, {}, give a checkpoint "
@@ -32,12 +33,14 @@ void use_device(Context& ctx, const TrainOptions& options) {
 
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer) {
   constexpr int64_t kGpt2Vocabulary = 50257;
+  const std::string weights = options.init.empty() ? "" : find_weights(options.init);
   ModelConfig config;
-  if (options.init.empty()) {
+  if (weights.empty() ||
+      !has_config(weights)) {  // a file without config.json beside it has the sizes of --model
     config = parse_model(options.model);
     config.V = tokenizer != nullptr ? tokenizer->vocab_size() : kGpt2Vocabulary;
   } else {
-    config = load_config(find_weights(options.init));
+    config = load_config(weights);
     if (tokenizer != nullptr && tokenizer->vocab_size() != config.V)
       throw UsageError(
           fmt::format("its vocabulary of {} is not the data's {}, --init {}, prepare the data with the "

@@ -19,8 +19,8 @@ std::string find_weights(const std::string& path);
 /// Makes `ctx` the device that the options ask for. UsageError when this binary or machine cannot.
 void use_device(Context& ctx, const TrainOptions& options);
 
-/// The model to train: --model, or the sizes of --init; the vocabulary comes from the tokenizer beside the
-/// shards, GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.
+/// The model to train: --model, or the sizes in the config.json of --init; the vocabulary comes from the
+/// tokenizer beside the shards, GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer);
 
 /// The recipe, overridden by what the user set. UsageError for a role that the model does not have.

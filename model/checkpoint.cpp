@@ -95,7 +95,7 @@ void write_files(const CheckpointToSave& what, const std::string& folder) {
 std::string save(const CheckpointToSave& what) {
   expect(what.step >= 0, "save_checkpoint: negative step");
   const std::string parent = folder_of_run(what.out);
-  const std::string folder = fmt::format("{}/step-{:08}", parent, what.step);
+  std::string folder = fmt::format("{}/step-{:08}", parent, what.step);
   const std::string temporary = folder + kTemporary;
   make_folder(parent);
   sync_folder(what.out);
@@ -127,10 +127,10 @@ std::string flaw(const std::string& folder) {
   try {
     load_config(folder);
     load_state(folder);
-    SafetensorsReader(folder + "/" + kModel);
-    SafetensorsReader(folder + "/" + kOptimizer);
-    verify(folder, kModel);
-    verify(folder, kOptimizer);
+    for (const char* name : {kModel, kOptimizer}) {
+      const SafetensorsReader header_is_sound(folder + "/" + name);
+      verify(folder, name);
+    }
     return "";
   } catch (const RunError& error) {
     return error.what();

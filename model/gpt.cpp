@@ -297,8 +297,11 @@ double Gpt::forward(const Tensor& tokens, const Tensor& targets) {
 double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale,
                              bool accumulate) {
   expect(training_, "Gpt::forward_backward: the model was built without training");
+  ctx_.begin_phase("forward");
   run_blocks(tokens);
+  ctx_.begin_phase("head");
   head(targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
+  ctx_.begin_phase("backward");
   backward_blocks(tokens, accumulate);
   return mean_loss(tokens.size());
 }

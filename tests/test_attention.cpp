@@ -146,6 +146,27 @@ TEST(Attention, MatchesFloat64) {
 TEST(Attention, MatchesFloat64EveryLength) {
   for (int64_t T = 1; T <= 140; ++T) check({.B = 1, .T = T, .NH = 2, .HS = 5, .threads = 3});
 }
+/// A text that grows: queries from `first` on equal those of the whole, bit for bit.
+TEST(Attention, LaterQueriesAlone) {
+  const Case c{.B = 1, .T = 150, .NH = 3, .HS = 20};
+  const Floats qkv = random_floats(c.B * c.T * 3 * c.C(), 1, 1.0f),
+               dout = random_floats(c.B * c.T * c.C(), 2);
+  const Result whole = run(c, qkv, dout);
+  for (const int64_t first : {1, 63, 64, 65, 128, 149}) {
+    Context ctx;
+    use_cpu(ctx, 2);
+    ctx.scratch.reserve(attention_scratch_bytes(2, c.T, c.HS));
+    Floats out(whole.out.size(), -1.0f), lse(whole.lse.size(), -1.0f);
+    attention_forward(ctx, {.out = Tensor(out.data(), {c.B, c.T, c.C()}),
+                            .lse = Tensor(lse.data(), {c.B, c.NH, c.T}),
+                            .qkv = Tensor(const_cast<float*>(qkv.data()), {c.B, c.T, 3 * c.C()}),
+                            .NH = c.NH,
+                            .first = first});
+    const size_t from = c.out(0, first, 0, 0);
+    EXPECT_EQ(std::memcmp(out.data() + from, whole.out.data() + from, (out.size() - from) * sizeof(float)), 0)
+        << first;
+  }
+}
 TEST(Attention, MatchesFloat64EveryHeadSize) {
   for (int64_t HS = 1; HS <= 130; HS += HS < 40 ? 1 : 15) check({.B = 1, .T = 35, .NH = 3, .HS = HS});
 }

@@ -137,8 +137,7 @@ void register_case(const char* suite, const OpCase& op_case, void (*check)(const
   return true;
 }();
 
-// ------------------------------------------------------------------------------------------- exp_simd,
-// tanh_simd
+// --------------------------------------------------------------------------------------------- exp_simd
 
 TEST(Simd, ExpIsAccurateOverItsWholeRange) {
   double worst = 0;
@@ -184,19 +183,6 @@ TEST(Simd, ExpTurnsNothingButNaNIntoNaN) {
     ASSERT_EQ(std::isnan(exp_simd(x)), std::isnan(x)) << x;
     ASSERT_FALSE(exp_simd(x) < 0) << x;
   }
-}
-
-TEST(Simd, TanhIsAccurate) {
-  double worst = 0;
-  for (float x = -20.0f; x < 20.0f; x += 0.0001f)
-    worst = std::max(worst, std::abs(tanh_simd(x) - std::tanh(static_cast<double>(x))));
-  EXPECT_LT(worst, 3e-7);
-  EXPECT_TRUE(std::isnan(tanh_simd(kNaN)));
-  for (float large : {20.0f, 1e10f, kInf}) {
-    EXPECT_EQ(tanh_simd(large), 1.0f);
-    EXPECT_EQ(tanh_simd(-large), -1.0f);
-  }
-  for (float tiny : {0.0f, -0.0f, 1e-45f, -1e-45f, 1e-39f}) EXPECT_NEAR(tanh_simd(tiny), 0, 1e-37);
 }
 
 // The same in vectors as one by one: the compiler may contract a product and a sum in one and not in the

@@ -360,6 +360,10 @@ TEST_F(Program, InitStartsWhereTheCheckpointEnded) {
   ASSERT_EQ(run(train("run")).status, 0);
   ASSERT_EQ(run(train("more", {"--steps", "0", "--init", path("run/checkpoints/step-00000012")})).status, 0);
   EXPECT_EQ(log("more")[1]["loss"], log("run").back()["val_loss"]);
+  // The bare file, without config.json beside it: --model says the sizes.
+  fs::copy(path("run/checkpoints/step-00000012/model.safetensors"), path("bare.safetensors"));
+  ASSERT_EQ(run(train("bare", {"--steps", "0", "--init", path("bare.safetensors")})).status, 0);
+  EXPECT_EQ(log("bare")[1]["loss"], log("run").back()["val_loss"]);
   const Result evaluated = run({"evaluate", "--model", path("run"), "--data", path("data/val_*.bin"),
                                 "--seq-len", "32", "--tokens", "512", "--batch-size", "4"});
   EXPECT_NE(evaluated.out.find(fmt_loss(log("run").back()["val_loss"])), std::string::npos) << evaluated.out;

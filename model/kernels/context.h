@@ -67,6 +67,10 @@ struct Context {
   int threads = 1;  // OpenMP threads of one operation
   Scratch scratch;
   Profile* profile = nullptr;  // when set, every operation records its time there
+  /// Names what the program does now, for the profile.
+  void begin_phase(const char* name) {
+    if (profile != nullptr) profile->begin_phase(name);
+  }
 };
 
 /// Makes `ctx` run on the CPU. `threads` 0 means all the cores that this process may use.

@@ -1,8 +1,8 @@
 // Threads and vectors for the CPU halves of operations.
 //
 // Loops are plain C++ that the compiler vectorises under `#pragma omp simd`; reductions say so explicitly, so
-// no global fast-math is needed and a NaN stays a NaN. exp and tanh are written branch-free here because
-// libm's are calls, and a call stops vectorisation.
+// no global fast-math is needed and a NaN stays a NaN. exp is written branch-free here because libm's is a
+// call, and a call stops vectorisation. (GELU's tanh is an exp too, see gelu.cpp.)
 #pragma once
 
 #include <algorithm>
@@ -52,10 +52,4 @@ inline float exp_simd(float x) {
   constexpr float kLowest = -87.336540f, kHighest = 88.722831f;  // the last floats with a normal result
   const float finite = x < kLowest ? 0.0f : y;
   return x <= kHighest ? finite : x + std::numeric_limits<float>::infinity();  // a NaN goes right, and stays
-}
-
-/// tanh(x), absolute error below 3e-7; NaN for NaN. tanh(x) = 1 - 2 / (exp(2x) + 1).
-inline float tanh_simd(float x) {
-  const float e = exp_simd(2.0f * x);
-  return 1.0f - 2.0f / (e + 1.0f);
 }
