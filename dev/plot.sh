@@ -29,9 +29,11 @@ for log in "$@"; do
     curves="$curves '$work/train$n' using (\$1/1e6):2 with lines lc rgb '#b0c4de' title 'training',"
   curves="$curves '$work/val$n' using (\$1/1e6):2 with linespoints lw 2 pt 7 ps 0.6 lc $n title 'validation, $name',"
 done
+# The first losses are far above the rest: cut them, or the curves would all be flat.
+top=$(cat "$work"/val* | awk 'NR == 1 { first = $2 } { last = $2 } END { print (first < 2.5 * last) ? first : 2.5 * last }')
 case $out in
-  *.svg) terminal="svg size 900,540 font 'Helvetica,14' background rgb 'white'" ;;
-  *) terminal="pngcairo size 900,540 font 'Helvetica,12'" ;;
+  *.svg) terminal="svg noenhanced size 900,540 font 'Helvetica,14' background rgb 'white'" ;;
+  *) terminal="pngcairo noenhanced size 900,540 font 'Helvetica,12'" ;;
 esac
 gnuplot <<EOF
 set terminal $terminal
@@ -40,5 +42,6 @@ set xlabel 'tokens (millions)'
 set ylabel 'loss (nats per token)'
 set grid
 set key top right
+set yrange [*:$top]
 plot ${curves%,}
 EOF
