@@ -134,7 +134,7 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
 
 std::optional<std::string> checkpoint_to_resume(const TrainOptions& options) {
   std::vector<std::string> passed_over;
-  const auto newest = newest_checkpoint(options.out, &passed_over);
+  auto newest = newest_checkpoint(options.out, &passed_over);
   if (!options.resume) {
     if (newest || RunLog::exists(options.out))
       throw UsageError(fmt::format("it already holds a run, --out {}, add --resume or choose another folder",

@@ -31,7 +31,7 @@ check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' build/asan/tests/all --gtest_filter='-Program.*'
 check 'the program under sanitizers' env TRAIN_GPT="$PWD/build/asan/train_gpt" \
   build/asan/tests/all --gtest_filter='Program.*-*Kill*'
-check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files --seconds 60 --seed 1
+check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files 60 1
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
   build/cpu/tests/all --gtest_filter='Program.KillAtRandomMoments*'
 check 'format and lint' make lint

@@ -172,7 +172,8 @@ std::vector<Target> make_targets(const std::string& folder, Context& ctx) {
                                                   .optimizer = optimizer,
                                                   .state = {{"step", 3}, {"tokens", 1.5}},
                                                   .tokenizer = byte_tokenizer()->json()});
-  const auto file_target = [&](const char* name, const std::string& file, std::function<void()> parse) {
+  const auto file_target = [&](const char* name, const std::string& file,
+                               const std::function<void()>& parse) {
     targets.push_back({name, {file_of(checkpoint + "/" + file)}, json_words, [=](const std::string& bytes) {
                          write_text(checkpoint + "/" + file, bytes, Existing::replace);
                          newest_checkpoint(folder);

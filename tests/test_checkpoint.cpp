@@ -111,7 +111,8 @@ TEST_F(Checkpoint, SafetensorsRoundTripIsBitwise) {
   std::vector<float> on_disk(7 * 131);
   file.read("turned \"quoted\" \xc3\xa9", {"x", Tensor(on_disk.data(), {7, 131})});
   for (size_t r = 0; r < 131; ++r)
-    for (size_t c = 0; c < 7; ++c) ASSERT_EQ(std::memcmp(&on_disk[c * 131 + r], &values[r * 7 + c], 4), 0);
+    for (size_t c = 0; c < 7; ++c)
+      ASSERT_EQ(std::bit_cast<uint32_t>(on_disk[c * 131 + r]), std::bit_cast<uint32_t>(values[r * 7 + c]));
   EXPECT_THROW(write_safetensors(path("b"), std::vector<NamedTensor>{tensors[0], tensors[0]}), ShapeError);
   EXPECT_FALSE(fs::exists(path("b")));
   expect_error<RunError>([&] { write_safetensors(path("a.safetensors"), tensors); },

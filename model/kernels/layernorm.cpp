@@ -58,7 +58,9 @@ struct RowGradient {
 
 /// dx of one row; adds the row's share to dgain and dbias.
 void row_backward(const RowGradient& row, float* dgain, float* dbias, int64_t C) {
-  const auto [dx, dy, x, gain, dresidual, mean, rstd] = row;
+  float* const dx = row.dx;
+  const float *const dy = row.dy, *const x = row.x, *const gain = row.gain, *const dresidual = row.dresidual;
+  const float mean = row.mean, rstd = row.rstd;
   float sum_g = 0, sum_gx = 0;  // over channels, of g = gain dy and of g xhat
 #pragma omp simd reduction(+ : sum_g, sum_gx)
   for (int64_t c = 0; c < C; ++c) {
