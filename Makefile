@@ -28,7 +28,6 @@ objects = $(patsubst %.cpp,$(BUILD)/%.o,$(1))
 RUN_PACKAGES   := g++ libdnnl-dev liblapack-dev libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox bible-kjv
 TEST_PACKAGES  := libgtest-dev
 CHECK_PACKAGES := clang-format clang-tidy
-BENCH_PACKAGES := libbenchmark-dev
 
 # --------------------------------------------------------------------------------------------------------- targets
 .PHONY: all run test check bench deps format lint help clean gpu-check detect
@@ -62,7 +61,7 @@ check:
 	@tests/check.sh
 
 bench:
-	@dev/install.sh $(RUN_PACKAGES) $(BENCH_PACKAGES)
+	@dev/install.sh $(RUN_PACKAGES)
 	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_ops
 	@$(BUILD)/dev/bench $(BENCH)
 	@$(if $(BENCH),,$(BUILD)/dev/bench_ops)
@@ -71,7 +70,8 @@ gpu-check:
 	@echo 'make gpu-check: error: this version has no CUDA kernels yet' >&2; exit 1
 
 deps:
-	@dev/install.sh $(RUN_PACKAGES) $(TEST_PACKAGES) $(CHECK_PACKAGES) $(BENCH_PACKAGES)
+	@dev/install.sh $(RUN_PACKAGES) $(TEST_PACKAGES) $(CHECK_PACKAGES)
+	@tests/test_transformers.sh --install
 
 clean:
 	rm -rf build train_gpt

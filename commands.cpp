@@ -1,6 +1,7 @@
 #include "commands.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -155,7 +156,7 @@ int run_info(const TrainOptions& options) {
             /*training=*/true);
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
   print_plan(options, model, optimizer);
-  fmt::print("\n{:<28} {:<10} {:>14}  {:<14} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm",
+  fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm",
              "lr", "decay", "s", "rule");
   const std::vector<RowInfo> rows = optimizer.describe();
   for (const RowInfo& row : rows) {
@@ -164,13 +165,13 @@ int run_info(const TrainOptions& options) {
         row.matrices > 1
             ? fmt::format("{} x {}", row.matrices, Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
             : p.shape.str();
-    fmt::print("{:<28} {:<10} {:>14}  {:<14} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role),
+    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role),
                shape, row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule);
   }
   return 0;
 }
 
-void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
+int64_t print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
   const ModelConfig& c = model.config();
   fmt::print(
       "model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
@@ -188,6 +189,17 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   }
   fmt::print("memory     {:.1f} MiB: {}\n", mebibytes(total), text.substr(2));
   std::fflush(stdout);
+  return total;
+}
+
+void expect_memory(const TrainOptions& options, int64_t bytes) {
+  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  if (bytes <= memory) return;
+  throw RunError(
+      fmt::format("the plan needs {:.1f} GiB and this machine has {:.1f}, --model {} --batch-size {}, use a "
+                  "smaller model, or "
+                  "a smaller batch with a larger --grad-accum",
+                  mebibytes(bytes) / 1024, mebibytes(memory) / 1024, options.model, options.batch_size));
 }
 
 nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config,

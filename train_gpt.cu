@@ -156,7 +156,7 @@ int train(const TrainOptions& options) {
   Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true);
   const OptimizerOptions rules = choose_optimizer(options, model.parameters());
   Optimizer optimizer(ctx, model.parameters(), rules);
-  print_plan(options, model, optimizer);
+  expect_memory(options, print_plan(options, model, optimizer));
   model.allocate();
   optimizer.allocate();
 

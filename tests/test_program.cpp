@@ -301,6 +301,8 @@ TEST_F(Program, BadFilesAreOneLineAndStatus1) {
   expect_error({"prepare", "--text", path("nothing.txt"), "--out", path("d")}, 1, {"nothing.txt"});
   expect_error({"generate", "--model", path("nothing")}, 1, {"nothing"});
   expect_error(train("run", {"--init", path("nothing")}), 1, {"nothing"});
+  expect_error(train("run", {"--model", "gpt2-xl:layers=1000,channels=64000,heads=100"}), 1,
+               {"GiB", "--model"});
 
   ASSERT_EQ(run(train("good", {"--steps", "2"})).status, 0);
   const std::string folder = path("good/checkpoints/step-00000002");
