@@ -4,23 +4,54 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "error.h"
+#include "optim/recipe.h"
+#include "optim/rule.h"
 
 namespace {
-const CLI::Range kAtLeast0(int64_t{0}, int64_t{1} << 40, "an integer >= 0");
-const CLI::Range kAtLeast1(int64_t{1}, int64_t{1} << 40, "an integer >= 1");
+constexpr int64_t kMany = int64_t{1} << 40;  // no count of anything here is larger
+constexpr double kLarge = 1e30;
+
+/// Accepts integers in [low, high], and says so when it gets something else.
+CLI::Validator integer(int64_t low, int64_t high = kMany) {
+  const std::string legal =
+      high == kMany ? fmt::format("an integer >= {}", low) : fmt::format("an integer in [{}, {}]", low, high);
+  return {[=](const std::string& text) {
+            int64_t value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool ok =
+                error == std::errc() && end == text.data() + text.size() && value >= low && value <= high;
+            return ok ? "" : fmt::format("'{}' is not {}", text, legal);
+          },
+          ""};
+}
+
+/// The same for numbers.
+CLI::Validator number(double low, double high = kLarge) {
+  const std::string legal = high == kLarge ? fmt::format("a number >= {:g}", low)
+                                           : fmt::format("a number in [{:g}, {:g}]", low, high);
+  return {[=](const std::string& text) {
+            double value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool ok =
+                error == std::errc() && end == text.data() + text.size() && value >= low && value <= high;
+            return ok ? "" : fmt::format("'{}' is not {}", text, legal);
+          },
+          ""};
+}
 
 void add_prepare(CLI::App& app, PrepareOptions& o) {
   app.add_option("--text", o.texts, "text files; documents end with a line <|endoftext|>")->required();
   app.add_option("--out", o.out, "folder for train_*.bin, val_*.bin and tokenizer.json")->required();
   app.add_option("--tokenizer", o.tokenizer, "byte (256 bytes and an end-of-text id)");
   app.add_option("--val-fraction", o.val_fraction, "share of the bytes kept for validation")
-      ->check(CLI::Range(0.0, 0.9));
-  app.add_option("--shard-tokens", o.shard_tokens, "tokens of one file")->check(kAtLeast1);
-  app.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+      ->check(number(0, 0.9));
+  app.add_option("--shard-tokens", o.shard_tokens, "tokens of one file")->check(integer(1));
+  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
 }
 
 void add_run(CLI::App& app, TrainOptions& o, bool train) {
@@ -37,60 +68,59 @@ void add_run(CLI::App& app, TrainOptions& o, bool train) {
 void add_machine(CLI::App& app, TrainOptions& o) {
   app.add_option("--device", o.device, "auto, cpu, cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--dtype", o.dtype, "fp32, bf16")->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
 }
 
 void add_batch(CLI::App& app, TrainOptions& o) {
-  app.add_option("--batch-size", o.batch_size, "rows of a micro-batch")->check(kAtLeast1);
-  app.add_option("--seq-len", o.seq_len, "tokens of a row")->check(kAtLeast1);
-  app.add_option("--grad-accum", o.grad_accum, "micro-batches of a step")->check(kAtLeast1);
-  app.add_option("--steps", o.steps, "updates in all; 0 validates only")->check(kAtLeast0);
-  app.add_option("--seed", o.seed, "of initialisation, shuffling and samples");
+  app.add_option("--batch-size", o.batch_size, "rows of a micro-batch")->check(integer(1));
+  app.add_option("--seq-len", o.seq_len, "tokens of a row")->check(integer(1));
+  app.add_option("--grad-accum", o.grad_accum, "micro-batches of a step")->check(integer(1));
+  app.add_option("--steps", o.steps, "updates in all; 0 validates only")->check(integer(0));
+  app.add_option("--seed", o.seed, "of initialisation, shuffling and samples")->check(integer(0));
   app.add_flag("--shuffle", o.shuffle, "read the data's rows in a seeded random order");
 }
 
 void add_reports(CLI::App& app, TrainOptions& o) {
-  app.add_option("--val-every", o.val_every, "steps; 0: first and last only")->check(kAtLeast0);
-  app.add_option("--val-tokens", o.val_tokens, "validate on at most this many tokens")->check(kAtLeast1);
-  app.add_option("--sample-every", o.sample_every, "steps; 0: never")->check(kAtLeast0);
-  app.add_option("--sample-tokens", o.sample_tokens, "tokens of a sample")->check(kAtLeast1);
-  app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")->check(kAtLeast0);
-  app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(kAtLeast0);
+  app.add_option("--val-every", o.val_every, "steps; 0: first and last only")->check(integer(0));
+  app.add_option("--val-tokens", o.val_tokens, "validate on at most this many tokens")->check(integer(1));
+  app.add_option("--sample-every", o.sample_every, "steps; 0: never")->check(integer(0));
+  app.add_option("--sample-tokens", o.sample_tokens, "tokens of a sample")->check(integer(1));
+  app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")
+      ->check(integer(0));
+  app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(integer(0));
 }
 
 void add_optimizer(CLI::App& app, TrainOptions& o) {
-  app.add_option("--recipe", o.recipe, "rules and schedule by name, see `train_gpt info`");
+  app.add_option("--recipe", o.recipe, "rules and schedule by name, see below");
   for (const Role role : kRoles)
     app.add_option(std::string("--") + role_name(role), o.rules[role],
                    fmt::format("rule for {} tensors, RULE[:key=value,...]", role_name(role)));
   app.add_option("--schedule", o.schedule,
                  "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
-  app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")
-      ->check(CLI::Range(0.0, 1e30));
+  app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(number(0));
   app.add_option("--sharpness", o.sharpness,
                  "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
-      ->check(CLI::Range(0.0, 1e30));
+      ->check(number(0));
 }
 
 void add_generate(CLI::App& app, GenerateOptions& o) {
   app.add_option("--model", o.model, "checkpoint folder, or the --out of a run")->required();
   app.add_option("--prompt", o.prompt, "text to continue");
-  app.add_option("--tokens", o.tokens, "how many to generate")->check(kAtLeast0);
-  app.add_option("--temperature", o.temperature, "0: the likeliest token always")
-      ->check(CLI::Range(0.0, 100.0));
-  app.add_option("--top-k", o.top_k, "draw among the k likeliest; 0: all")->check(kAtLeast0);
-  app.add_option("--seed", o.seed, "of the draw");
-  app.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  app.add_option("--tokens", o.tokens, "how many to generate")->check(integer(0));
+  app.add_option("--temperature", o.temperature, "0: the likeliest token always")->check(number(0, 100));
+  app.add_option("--top-k", o.top_k, "draw among the k likeliest; 0: all")->check(integer(0));
+  app.add_option("--seed", o.seed, "of the draw")->check(integer(0));
+  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
 }
 
 void add_evaluate(CLI::App& app, EvaluateOptions& o) {
   app.add_option("--model", o.model, "checkpoint folder, or the --out of a run")->required();
   app.add_option("--data", o.data, "token shards, a glob in quotes")->required();
-  app.add_option("--batch-size", o.batch_size, "rows at a time")->check(kAtLeast1);
-  app.add_option("--seq-len", o.seq_len, "tokens of a row; 0: the model's positions")->check(kAtLeast0);
-  app.add_option("--tokens", o.tokens, "at most this many; 0: all")->check(kAtLeast0);
+  app.add_option("--batch-size", o.batch_size, "rows at a time")->check(integer(1));
+  app.add_option("--seq-len", o.seq_len, "tokens of a row; 0: the model's positions")->check(integer(0));
+  app.add_option("--tokens", o.tokens, "at most this many; 0: all")->check(integer(0));
   app.add_option("--logits", o.logits, "write tokens, last logits and loss of the first row as JSON");
-  app.add_option("--threads", o.threads, "0: all cores")->check(CLI::Range(0, 1024));
+  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
 }
 
 std::string trim(const std::string& text) {
@@ -142,6 +172,15 @@ std::vector<std::string> expand_config(const std::vector<std::string>& arguments
   if (!from_file.empty() && !rest.empty()) rest.insert(rest.begin() + 1, from_file.begin(), from_file.end());
   return rest;
 }
+
+/// The rules and recipes there are, from their own tables.
+std::string rules_and_recipes() {
+  std::string text = "Rules:\n";
+  for (const RuleEntry& rule : rule_table()) text += fmt::format("  {:<10} {}\n", rule.name, rule.help);
+  text += "Recipes:\n";
+  for (const Recipe& recipe : recipe_table()) text += fmt::format("  {:<10} {}\n", recipe.name, recipe.help);
+  return text + "A rule lists its keys when it gets an unknown one: --hidden muon:keys=1";
+}
 }  // namespace
 
 Options parse_options(std::vector<std::string> arguments) {
@@ -166,6 +205,7 @@ Options parse_options(std::vector<std::string> arguments) {
     add_optimizer(*command, options.train);
     add_reports(*command, options.train);
     add_machine(*command, options.train);
+    command->footer(rules_and_recipes());
   }
   add_generate(*generate, options.generate);
   add_evaluate(*evaluate, options.evaluate);
@@ -186,6 +226,7 @@ Options parse_options(std::vector<std::string> arguments) {
     const auto chosen = app.get_subcommands();
     std::string what = error.what();
     std::replace(what.begin(), what.end(), '\n', ' ');
+    if (chosen.empty()) what = "no such command, name one of prepare, train, generate, evaluate, info";
     throw UsageError(fmt::format("{}, command line, see train_gpt {}--help", what,
                                  chosen.empty() ? "" : chosen[0]->get_name() + " "));
   }

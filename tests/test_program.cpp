@@ -268,7 +268,9 @@ TEST_F(Program, BadUsageIsOneLineAndStatus2) {
   expect_error({"train"}, 2, {"--train", "required"});
   expect_error(train("run", {"--steps", "-1"}), 2, {"--steps"});
   expect_error(train("run", {"--steps", "many"}), 2, {"--steps"});
-  expect_error(train("run", {"--batch-size", "0"}), 2, {"--batch-size"});
+  expect_error(train("run", {"--batch-size", "0"}), 2, {"--batch-size", "integer >= 1"});
+  expect_error(train("run", {"--seed", "-1"}), 2, {"--seed", "integer >= 0"});
+  expect_error(train("run", {"--grad-clip", "nan"}), 2, {"--grad-clip"});
   expect_error(train("run", {"--colour", "red"}), 2, {"--colour"});
   expect_error(train("run", {"--model", "gpt9"}), 2, {"gpt9", "gpt2-medium"});
   expect_error(train("run", {"--model", "gpt2:wings=2"}), 2, {"wings", "layers"});
