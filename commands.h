@@ -17,7 +17,8 @@ int run_info(const TrainOptions& options);
 /// One screen: sizes, device and the memory plan, before any of it is taken. Returns the bytes of the plan.
 int64_t print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);
 
-/// RunError when the plan is larger than this machine's memory: better now than killed in the middle of a step.
+/// RunError when the plan is larger than this machine's memory: better now than killed in the middle of a
+/// step.
 void expect_memory(const TrainOptions& options, int64_t bytes);
 
 /// The first line of log.jsonl: configuration, seed, device, revision, parameter count.
