@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "data/loader.h"
 #include "data/tokenizer.h"
 #include "files.h"
 #include "model/checkpoint.h"
@@ -128,23 +127,28 @@ int run_evaluate(const EvaluateOptions& options) {
   const Loader loader(shards, {.rows = 1, .T = T});
   const int64_t rows =
       options.tokens > 0 ? std::clamp<int64_t>(options.tokens / T, 1, loader.chunks()) : loader.chunks();
-  std::vector<int32_t> inputs(static_cast<size_t>(options.batch_size * T)), targets(inputs.size());
-  double sum = 0;
-  for (int64_t row = 0; row < rows; row += options.batch_size) {
-    const int64_t count = std::min(options.batch_size, rows - row);
-    loader.fill_chunks(row, count, inputs.data(), targets.data());
-    sum += static_cast<double>(count) *
-           loaded.model->forward(Tensor(inputs.data(), {count, T}), Tensor(targets.data(), {count, T}));
-  }
-  const double loss = sum / static_cast<double>(rows);
+  const double loss = mean_loss(*loaded.model, loader, rows, options.batch_size);
   fmt::print("loss {:.6f} nats per token, perplexity {:.4f}, {} tokens in rows of {}\n", loss, std::exp(loss),
              rows * T, T);
   if (!options.logits.empty()) {
+    std::vector<int32_t> inputs(static_cast<size_t>(T)), targets(inputs.size());
     loader.fill_chunks(0, 1, inputs.data(), targets.data());
-    inputs.resize(static_cast<size_t>(T));
     write_logits(options.logits, *loaded.model, inputs);
   }
   return 0;
+}
+
+double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_size) {
+  const int64_t T = data.options().T;
+  std::vector<int32_t> inputs(static_cast<size_t>(batch_size * T)), targets(inputs.size());
+  double sum = 0;
+  for (int64_t row = 0; row < rows; row += batch_size) {
+    const int64_t count = std::min(batch_size, rows - row);
+    data.fill_chunks(row, count, inputs.data(), targets.data());
+    sum += static_cast<double>(count) *
+           model.forward(Tensor(inputs.data(), {count, T}), Tensor(targets.data(), {count, T}));
+  }
+  return sum / static_cast<double>(rows);
 }
 
 int run_info(const TrainOptions& options) {

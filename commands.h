@@ -4,6 +4,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/loader.h"
 #include "error.h"
 #include "model/gpt.h"
 #include "optim/optimizer.h"
@@ -13,6 +14,9 @@ int run_prepare(const PrepareOptions& options);
 int run_generate(const GenerateOptions& options);
 int run_evaluate(const EvaluateOptions& options);
 int run_info(const TrainOptions& options);
+
+/// The mean loss over rows [0, rows) of the data in file order, `batch_size` rows at a time; nats per token.
+double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_size);
 
 /// One screen: sizes, device and the memory plan, before any of it is taken. Returns the bytes of the plan.
 int64_t print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);

@@ -12,7 +12,6 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
-#include "data/loader.h"
 #include "error.h"
 #include "files.h"
 #include "interrupt.h"
@@ -40,7 +39,6 @@ struct Run {
   RunLog& log;
   Progress& progress;
   RunState state;
-  std::vector<int32_t> val_inputs, val_targets;  // (B, T)
 
   Tensor batch(const int32_t* ids) const {
     return {const_cast<int32_t*>(ids), {options.batch_size, options.seq_len}};
@@ -91,15 +89,7 @@ void Run::train_step() {
 /// The mean loss over the first --val-tokens of the validation data, in whole rows.
 void Run::validate() {
   const int64_t rows = std::clamp<int64_t>(options.val_tokens / options.seq_len, 1, val_data.chunks());
-  double sum = 0;
-  for (int64_t row = 0; row < rows; row += options.batch_size) {
-    const int64_t count = std::min(options.batch_size, rows - row);
-    val_data.fill_chunks(row, count, val_inputs.data(), val_targets.data());
-    const Shape shape{count, options.seq_len};
-    sum += static_cast<double>(count) *
-           model.forward(Tensor(val_inputs.data(), shape), Tensor(val_targets.data(), shape));
-  }
-  state.val_loss = sum / static_cast<double>(rows);
+  state.val_loss = mean_loss(model, val_data, rows, options.batch_size);
   if (!std::isfinite(state.val_loss)) throw not_finite(model.parameters(), state.step, options.out);
   log.write({{"type", "val"},
              {"step", state.step},
@@ -177,20 +167,8 @@ int train(const TrainOptions& options) {
   if (!resume_from) log.write(run_line(options, config, rules, model.parameters().size(), peak_flops));
   Progress progress(state.step, options.steps);
   BatchReader batches(train_data, state.step);
-  const auto batch_tokens = static_cast<size_t>(options.batch_size * options.seq_len);
-  Run run{options,
-          tokenizer.get(),
-          identity,
-          peak_flops,
-          model,
-          optimizer,
-          batches,
-          val_data,
-          log,
-          progress,
-          state,
-          std::vector<int32_t>(batch_tokens),
-          std::vector<int32_t>(batch_tokens)};
+  Run run{options, tokenizer.get(), identity, peak_flops, model, optimizer,
+          batches, val_data,        log,      progress,   state};
 
   const InterruptGuard interrupt;
   int64_t saved = resume_from ? state.step : -1;

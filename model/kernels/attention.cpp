@@ -252,30 +252,22 @@ void backward_tile(const Sizes& z, const BackwardMemory& m, float* dq, const flo
                    int64_t keys, bool diagonal, bool first_keys) {
   const int64_t rows = z.rows(i), t = i * kTile, columns = tile::padded(keys);
   const Triangle result = diagonal ? Triangle::lower_c : Triangle::none;
-  tile::multiply({.c = m.p,
-                  .ldc = kTile,
-                  .a = m.q + t * z.width,
-                  .a_row = z.width,
-                  .a_col = 1,
-                  .b = m.k_transposed,
-                  .ldb = kTile,
-                  .M = rows,
-                  .N = columns,
-                  .K = z.HS,
-                  .add = false,
-                  .triangle = result});
-  tile::multiply({.c = m.ds,
-                  .ldc = kTile,
-                  .a = m.dout + t * z.width,
-                  .a_row = z.width,
-                  .a_col = 1,
-                  .b = m.v_transposed,
-                  .ldb = kTile,
-                  .M = rows,
-                  .N = columns,
-                  .K = z.HS,
-                  .add = false,
-                  .triangle = result});
+  const auto against_keys = [&](float* c, const float* queries, const float* transposed_keys) {
+    tile::multiply({.c = c,
+                    .ldc = kTile,
+                    .a = queries + t * z.width,
+                    .a_row = z.width,
+                    .a_col = 1,
+                    .b = transposed_keys,
+                    .ldb = kTile,
+                    .M = rows,
+                    .N = columns,
+                    .K = z.HS,
+                    .add = false,
+                    .triangle = result});
+  };
+  against_keys(m.p, m.q, m.k_transposed);      // scores
+  against_keys(m.ds, m.dout, m.v_transposed);  // dP
   softmax_backward(m, lse + t, m.D + t, rows, keys, diagonal);
 
   const Triangle transposed = diagonal ? Triangle::upper_a : Triangle::none;
