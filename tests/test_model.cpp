@@ -261,9 +261,10 @@ TEST_P(Trajectories, FollowTheGoldenRun) {
     // Orthogonalised noise in null directions reaches the embeddings' probes: the golden float64 program
     // itself, given relative gradient noise of 1e-7 to 1e-6, moves wpe's by up to 2e-4 and wte's by 8e-5 of
     // the norm ("modular").
-    const bool fed_by_null = run.null_directions && (p.name == "wpe.weight" || p.name == "wte.weight");
+    const bool fed_by_null =
+        run.name == std::string("modular") && (p.name == "wpe.weight" || p.name == "wte.weight");
     EXPECT_NEAR(probe(on_disk(p, p.value)), expected["final_probes"][p.name].get<double>(),
-                (fed_by_null ? 6e-4 : run.probe_tolerance) * want);
+                (fed_by_null ? 3e-4 : run.probe_tolerance) * want);
   }
 }
 
