@@ -1,0 +1,120 @@
+// What stands for cuBLASLt in the executor: host code with the same epilogues, types and refusals. Products
+// are oneDNN's sgemm of operands brought to f32; epilogues are f32; results are rounded once, when stored.
+#include <oneapi/dnnl/dnnl.h>
+
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+#include "dev/cuda_on_cpu/device_memory.h"
+#include "model/kernels/gemm.h"
+
+namespace {
+/// Rows of a matrix in f32, without gaps.
+std::vector<float> load(const GemmMatrix& m, int64_t matrix, int64_t rows, int64_t cols) {
+  std::vector<float> values;
+  values.reserve(static_cast<size_t>(rows * cols));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) {
+      const int64_t at = matrix * m.stride + r * m.ld + c;
+      values.push_back(m.dtype == DType::bf16 ? to_float(static_cast<const Bf16*>(m.data)[at])
+                                              : static_cast<const float*>(m.data)[at]);
+    }
+  return values;
+}
+
+float load_at(const void* data, DType dtype, int64_t at) {
+  return dtype == DType::bf16 ? to_float(static_cast<const Bf16*>(data)[at])
+                              : static_cast<const float*>(data)[at];
+}
+
+void store_at(void* data, DType dtype, int64_t at, float value) {
+  if (dtype == DType::bf16)
+    static_cast<Bf16*>(data)[at] = to_bf16(value);
+  else
+    static_cast<float*>(data)[at] = value;
+}
+
+constexpr float kRoot2OverPi = 0.79788456f, kCubic = 0.044715f;
+
+float gelu(float x) {
+  return 0.5f * x * (1 + std::tanh(kRoot2OverPi * (x + kCubic * x * x * x)));
+}
+
+float gelu_slope(float x) {
+  const float th = std::tanh(kRoot2OverPi * (x + kCubic * x * x * x));
+  return 0.5f * (1 + th) + 0.5f * x * (1 - th * th) * kRoot2OverPi * (1 + 3 * kCubic * x * x);
+}
+
+class HostLibrary final : public GemmLibrary {
+ public:
+  std::string name() const override { return "host-1"; }
+
+  // The conditions that cuBLASLt documents for its epilogues, and that vectors of bias are aligned.
+  std::vector<GemmAlgorithm> algorithms(const Gemm& g, int most) override {
+    const bool gelu = g.epilogue == GemmEpilogue::gelu || g.epilogue == GemmEpilogue::dgelu;
+    if (most < 1 || (gelu && g.N % 8 != 0)) return {};
+    if (reinterpret_cast<uintptr_t>(g.bias) % 16 != 0 || reinterpret_cast<uintptr_t>(g.aux) % 16 != 0)
+      return {};
+    return {kOnly};
+  }
+
+  bool accepts(const Gemm& g, const GemmAlgorithm& algorithm) override {
+    return algorithm == kOnly && !algorithms(g, 1).empty();
+  }
+
+  void run(const Gemm& g, const GemmAlgorithm& algorithm) override {
+    const cuda_on_cpu::DeviceAccess access(cuda_on_cpu::DeviceAccess::From::kernel);
+    if (!accepts(g, algorithm) || g.add_to_dbias) throw std::runtime_error("host gemm: not supported");
+    for (int64_t i = 0; i < g.batch; ++i) multiply(g, i);
+    if (g.epilogue == GemmEpilogue::dbias) sum_columns(g);
+  }
+
+  double time(const std::function<void()>& body) override {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  bool capturing() const override { return false; }
+
+ private:
+  static constexpr GemmAlgorithm kOnly{1};
+
+  static void multiply(const Gemm& g, int64_t matrix) {
+    const int64_t lda = g.transpose_a ? g.M : g.K, ldb = g.transpose_b ? g.K : g.N;
+    const std::vector<float> a = load(g.a, matrix, g.transpose_a ? g.K : g.M, lda);
+    const std::vector<float> b = load(g.b, matrix, g.transpose_b ? g.N : g.K, ldb);
+    std::vector<float> p =
+        g.beta != 0 ? load(g.c, matrix, g.M, g.N) : std::vector<float>(static_cast<size_t>(g.M * g.N));
+    if (dnnl_sgemm(g.transpose_a ? 'T' : 'N', g.transpose_b ? 'T' : 'N', g.M, g.N, g.K, g.alpha, a.data(),
+                   lda, b.data(), ldb, g.beta, p.data(), g.N) != dnnl_success)
+      throw std::runtime_error("host gemm: oneDNN's sgemm failed");
+    for (int64_t m = 0; m < g.M; ++m)
+      for (int64_t n = 0; n < g.N; ++n) {
+        float value = p[static_cast<size_t>(m * g.N + n)];
+        if (g.bias != nullptr) value += load_at(g.bias, g.d.dtype, n);
+        if (g.epilogue == GemmEpilogue::gelu) {
+          store_at(g.aux, g.d.dtype, m * g.N + n, value);
+          value = gelu(value);
+        } else if (g.epilogue == GemmEpilogue::dgelu) {
+          value *= gelu_slope(load_at(g.aux, g.d.dtype, m * g.N + n));
+        }
+        store_at(g.d.data, g.d.dtype, matrix * g.d.stride + m * g.d.ld + n, value);
+      }
+  }
+
+  static void sum_columns(const Gemm& g) {
+    const std::vector<float> a = load(g.a, 0, g.K, g.M);
+    for (int64_t m = 0; m < g.M; ++m) {
+      double sum = 0;
+      for (int64_t k = 0; k < g.K; ++k) sum += a[static_cast<size_t>(k * g.M + m)];
+      g.dbias[m] = static_cast<float>(sum);
+    }
+  }
+};
+}  // namespace
+
+std::unique_ptr<GemmLibrary> gpu::open_gemm_library(Device&) {
+  return std::make_unique<HostLibrary>();
+}
