@@ -241,15 +241,21 @@ void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
   const auto same = [](auto raw) { return raw; };
   const bool f32 = to.value.dtype == DType::f32;
   if (to.value.size() == 0) return;
-  if (f32 && entry.dtype == "F32") return convert<float>(from, to, to.value.f32(), same);
-  if (f32 && entry.dtype == "F16") return convert<uint16_t>(from, to, to.value.f32(), from_f16);
-  if (f32 && entry.dtype == "BF16") return convert<uint16_t>(from, to, to.value.f32(), from_bf16);
-  if (to.value.dtype == DType::i32 && entry.dtype == "I32")
-    return convert<int32_t>(from, to, to.value.i32(), same);
-  if (to.value.dtype == DType::bf16 && entry.dtype == "BF16")
-    return convert<uint16_t>(from, to, static_cast<uint16_t*>(to.value.data), same);
-  throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}", in_quotes(entry.name),
-                             entry.dtype, path(), dtype_name(to.value.dtype)));
+  OnHost host(to.where, to.value, /*load=*/false);
+  if (f32 && entry.dtype == "F32")
+    convert<float>(from, to, host->f32(), same);
+  else if (f32 && entry.dtype == "F16")
+    convert<uint16_t>(from, to, host->f32(), from_f16);
+  else if (f32 && entry.dtype == "BF16")
+    convert<uint16_t>(from, to, host->f32(), from_bf16);
+  else if (to.value.dtype == DType::i32 && entry.dtype == "I32")
+    convert<int32_t>(from, to, host->i32(), same);
+  else if (to.value.dtype == DType::bf16 && entry.dtype == "BF16")
+    convert<uint16_t>(from, to, &host->bf16()->bits, same);
+  else
+    throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}",
+                               in_quotes(entry.name), entry.dtype, path(), dtype_name(to.value.dtype)));
+  host.store();
 }
 
 namespace {
@@ -260,6 +266,8 @@ const char* dtype_on_disk(DType dtype) {
       return "F32";
     case DType::bf16:
       return "BF16";
+    case DType::f64:
+      return "F64";
     case DType::i32:
       return "I32";
   }
@@ -311,7 +319,8 @@ void write_safetensors(const std::string& path, std::span<const NamedTensor> ten
   file.write(&length, sizeof length);
   file.write(header.data(), static_cast<int64_t>(header.size()));
   for (const NamedTensor& tensor : tensors) {
-    const Tensor& value = tensor.value;
+    const OnHost host(tensor.where, tensor.value);
+    const Tensor& value = *host;
     const int64_t rows = value.rows(), cols = value.cols();
     if (!tensor.transposed)
       file.write(value.data, value.bytes());
@@ -320,7 +329,7 @@ void write_safetensors(const std::string& path, std::span<const NamedTensor> ten
     else if (value.dtype == DType::i32)
       write_transposed(file, value.i32(), rows, cols);
     else
-      write_transposed(file, static_cast<const uint16_t*>(value.data), rows, cols);
+      write_transposed(file, value.bf16(), rows, cols);
   }
   file.commit();
 }

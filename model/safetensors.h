@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "files.h"
-#include "model/kernels/tensor.h"
+#include "model/kernels/context.h"
 
-/// A tensor under a name, as optimizers and models hand them over. `value` must lie in the CPU's memory.
+/// A tensor under a name, as optimizers and models hand them over.
 struct NamedTensor {
   std::string name;
-  Tensor value;             // f32, bf16 or i32
-  bool transposed = false;  // on disk a matrix (rows, cols) becomes (cols, rows)
+  Tensor value;              // f32, bf16 or i32
+  bool transposed = false;   // on disk a matrix (rows, cols) becomes (cols, rows)
+  Context* where = nullptr;  // whose memory `value` lies in; null: the host's
 };
 
 /// A file that is read in place. Everything in the header is checked when it is opened: RunError with file

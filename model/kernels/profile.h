@@ -16,6 +16,7 @@ struct Work {
 
 class Profile {
  public:
+  using Clock = std::chrono::steady_clock;
   struct Row {
     std::string phase;  // "forward"
     std::string op;     // "layernorm_forward"
@@ -30,30 +31,12 @@ class Profile {
   const std::vector<Row>& rows() const { return rows_; }
   void clear() { rows_.clear(); }
 
+  /// Seconds that calls inside the running one have taken already: they count as theirs alone.
+  double inner = 0;
+
  private:
   std::string phase_;
   std::vector<Row> rows_;
-};
-
-/// Times its own life as one call of `op`; does nothing without a profile.
-class OpTimer {
- public:
-  OpTimer(Profile* profile, const char* op, const Work& work) : profile_(profile), op_(op), work_(work) {
-    if (profile_ != nullptr) start_ = Clock::now();
-  }
-  ~OpTimer() {
-    if (profile_ != nullptr)
-      profile_->add(op_, std::chrono::duration<double>(Clock::now() - start_).count(), work_);
-  }
-  OpTimer(const OpTimer&) = delete;
-  OpTimer& operator=(const OpTimer&) = delete;
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Profile* profile_;
-  const char* op_;
-  Work work_;
-  Clock::time_point start_;
 };
 
 /// The work of operations that do not count theirs; each header that does overloads this for its arguments.

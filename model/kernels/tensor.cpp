@@ -1,7 +1,7 @@
 #include "model/kernels/tensor.h"
 
 int64_t dtype_bytes(DType dtype) {
-  return dtype == DType::bf16 ? 2 : 4;
+  return dtype == DType::bf16 ? 2 : dtype == DType::f64 ? 8 : 4;
 }
 
 const char* dtype_name(DType dtype) {
@@ -12,6 +12,8 @@ const char* dtype_name(DType dtype) {
       return "bf16";
     case DType::i32:
       return "i32";
+    case DType::f64:
+      return "f64";
   }
   return "?";
 }
@@ -36,14 +38,24 @@ std::string Shape::str() const {
   return text + ")";
 }
 
-float* Tensor::f32() const {
-  if (dtype != DType::f32) throw ShapeError("tensor " + str() + " used as f32");
-  return static_cast<float*>(data);
+namespace {
+void* typed(const Tensor& tensor, DType dtype) {
+  if (tensor.dtype != dtype) throw ShapeError("tensor " + tensor.str() + " used as " + dtype_name(dtype));
+  return tensor.data;
 }
+}  // namespace
 
+float* Tensor::f32() const {
+  return static_cast<float*>(typed(*this, DType::f32));
+}
 int32_t* Tensor::i32() const {
-  if (dtype != DType::i32) throw ShapeError("tensor " + str() + " used as i32");
-  return static_cast<int32_t*>(data);
+  return static_cast<int32_t*>(typed(*this, DType::i32));
+}
+double* Tensor::f64() const {
+  return static_cast<double*>(typed(*this, DType::f64));
+}
+Bf16* Tensor::bf16() const {
+  return static_cast<Bf16*>(typed(*this, DType::bf16));
 }
 
 Tensor Tensor::view(Shape as) const {

@@ -2,13 +2,28 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
 #include <stdexcept>
 #include <string>
 
-enum class DType : uint8_t { f32, bf16, i32 };
+enum class DType : uint8_t { f32, bf16, i32, f64 };
+
+/// A bfloat16 in host memory: the upper half of a float32. Host code stores and converts it, nothing else.
+struct Bf16 {
+  uint16_t bits;
+};
+/// Rounds to nearest, ties to even; a NaN stays one.
+inline Bf16 to_bf16(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+inline float to_float(Bf16 x) {
+  return std::bit_cast<float>(uint32_t{x.bits} << 16);
+}
 
 /// Bytes of one element.
 int64_t dtype_bytes(DType dtype);
@@ -52,6 +67,8 @@ struct Tensor {
   /// A float32 view of memory that somebody else owns.
   Tensor(float* data, Shape shape) : Tensor(data, DType::f32, shape) {}
   Tensor(int32_t* data, Shape shape) : Tensor(data, DType::i32, shape) {}
+  Tensor(double* data, Shape shape) : Tensor(data, DType::f64, shape) {}
+  Tensor(Bf16* data, Shape shape) : Tensor(data, DType::bf16, shape) {}
 
   explicit operator bool() const { return data != nullptr; }
   int64_t size() const { return shape.size(); }
@@ -62,6 +79,8 @@ struct Tensor {
   /// Typed access; throws ShapeError when the dtype is another one.
   float* f32() const;
   int32_t* i32() const;
+  double* f64() const;
+  Bf16* bf16() const;
   std::span<float> floats() const { return {f32(), static_cast<size_t>(size())}; }
 
   /// The same memory under another shape with the same number of elements.
