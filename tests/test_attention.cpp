@@ -6,83 +6,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
-#include <string>
-#include <vector>
+
+#include "tests/attention_oracle.h"
 
 namespace {
-using Doubles = std::vector<double>;
-using Floats = std::vector<float>;
-
-struct Case {
-  int64_t B, T, NH, HS;
-  int threads = 2;
-  int64_t C() const { return NH * HS; }
-  std::string str() const {
-    return "B=" + std::to_string(B) + ",T=" + std::to_string(T) + ",NH=" + std::to_string(NH) +
-           ",HS=" + std::to_string(HS) + ",threads=" + std::to_string(threads);
-  }
-  /// Index into (B, T, 3C): part 0 is q, 1 k, 2 v.
-  size_t qkv(int64_t b, int64_t t, int64_t part, int64_t h, int64_t d) const {
-    return static_cast<size_t>((b * T + t) * 3 * C() + part * C() + h * HS + d);
-  }
-  size_t out(int64_t b, int64_t t, int64_t h, int64_t d) const {
-    return static_cast<size_t>((b * T + t) * C() + h * HS + d);
-  }
-  size_t lse(int64_t b, int64_t h, int64_t t) const { return static_cast<size_t>((b * NH + h) * T + t); }
-};
-
-struct Oracle {
-  Doubles out, lse, dqkv;
-};
-
-/// The formulas of attention.h, one number at a time.
-Oracle oracle(const Case& c, const Doubles& x, const Doubles& dout) {
-  Oracle o{Doubles(static_cast<size_t>(c.B * c.T * c.C())), Doubles(static_cast<size_t>(c.B * c.NH * c.T)),
-           Doubles(static_cast<size_t>(c.B * c.T * 3 * c.C()))};
-  const double scale = 1.0 / std::sqrt(static_cast<double>(c.HS));
-  for (int64_t b = 0; b < c.B; ++b)
-    for (int64_t h = 0; h < c.NH; ++h)
-      for (int64_t i = 0; i < c.T; ++i) {
-        Doubles p(static_cast<size_t>(i + 1)), dp(p.size());
-        double max = -std::numeric_limits<double>::infinity(), sum = 0, dot = 0;
-        for (int64_t j = 0; j <= i; ++j) {
-          double& s = p[static_cast<size_t>(j)];
-          for (int64_t d = 0; d < c.HS; ++d) s += scale * x[c.qkv(b, i, 0, h, d)] * x[c.qkv(b, j, 1, h, d)];
-          max = std::max(max, s);
-        }
-        for (double& s : p) sum += s = std::exp(s - max);
-        for (double& s : p) s /= sum;
-        o.lse[c.lse(b, h, i)] = max + std::log(sum);
-        for (int64_t j = 0; j <= i; ++j)
-          for (int64_t d = 0; d < c.HS; ++d) {
-            const double g = dout[c.out(b, i, h, d)], v = x[c.qkv(b, j, 2, h, d)],
-                         pj = p[static_cast<size_t>(j)];
-            o.out[c.out(b, i, h, d)] += pj * v;
-            o.dqkv[c.qkv(b, j, 2, h, d)] += pj * g;
-            dp[static_cast<size_t>(j)] += g * v;
-            dot += pj * g * v;
-          }
-        for (int64_t j = 0; j <= i; ++j)
-          for (int64_t d = 0; d < c.HS; ++d) {
-            const double ds = p[static_cast<size_t>(j)] * (dp[static_cast<size_t>(j)] - dot) * scale;
-            o.dqkv[c.qkv(b, i, 0, h, d)] += ds * x[c.qkv(b, j, 1, h, d)];
-            o.dqkv[c.qkv(b, j, 1, h, d)] += ds * x[c.qkv(b, i, 0, h, d)];
-          }
-      }
-  return o;
-}
-
-Floats random_floats(int64_t count, uint32_t seed, float size = 1.0f) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(0.0f, size);
-  Floats x(static_cast<size_t>(count));
-  for (float& v : x) v = normal(rng);
-  return x;
-}
-Doubles doubles(const Floats& x) {
-  return {x.begin(), x.end()};
-}
+using namespace attention;
 
 struct Result {
   Floats out, lse, dqkv;
@@ -93,7 +21,7 @@ struct Result {
 Result run(const Case& c, Floats qkv, Floats dout) {
   Context ctx;
   ctx.threads = c.threads;
-  ctx.scratch.reserve(attention_scratch_bytes(c.threads, c.T, c.HS));
+  ctx.scratch.reserve(attention_scratch_bytes(ctx, c.B, c.T, c.NH, c.HS));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   Result r{Floats(dout.size(), nan), Floats(static_cast<size_t>(c.B * c.NH * c.T), nan),
            Floats(qkv.size(), nan)};
@@ -108,20 +36,6 @@ Result run(const Case& c, Floats qkv, Floats dout) {
                            .NH = c.NH});
   EXPECT_LE(ctx.scratch.high_water(), ctx.scratch.capacity());
   return r;
-}
-
-/// Largest |got - want| over 1 + |want|; infinite when got is not a number.
-double worst(const Floats& got, const Doubles& want) {
-  EXPECT_EQ(got.size(), want.size());
-  double w = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double e = std::abs(got[i] - want[i]) / (1 + std::abs(want[i]));
-    w = e <= w ? w : (std::isnan(e) ? std::numeric_limits<double>::infinity() : e);
-  }
-  return w;
-}
-bool same_bits(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 void check(const Case& c, float size = 1.0f, double tolerance = 4e-6) {
@@ -155,7 +69,7 @@ TEST(Attention, LaterQueriesAlone) {
   for (const int64_t first : {1, 63, 64, 65, 128, 149}) {
     Context ctx;
     use_cpu(ctx, 2);
-    ctx.scratch.reserve(attention_scratch_bytes(2, c.T, c.HS));
+    ctx.scratch.reserve(attention_scratch_bytes(ctx, c.B, c.T, c.NH, c.HS));
     Floats out(whole.out.size(), -1.0f), lse(whole.lse.size(), -1.0f);
     attention_forward(ctx, {.out = Tensor(out.data(), {c.B, c.T, c.C()}),
                             .lse = Tensor(lse.data(), {c.B, c.NH, c.T}),

@@ -360,9 +360,11 @@ void add_shared_dq(const AttentionBackward& a, const Sizes& z, const Split& spli
 }
 }  // namespace
 
-int64_t attention_scratch_bytes(int threads, int64_t T, int64_t HS) {
+int64_t attention_scratch_bytes(const Context& ctx, int64_t B, int64_t T, int64_t NH, int64_t HS) {
+  if constexpr (kHaveGpu)
+    if (ctx.where == Where::gpu) return gpu::attention_scratch_bytes(B, T, NH);
   const Sizes z(Tensor(static_cast<float*>(nullptr), {1, T, HS}), 1);
-  return threads * std::max(ForwardMemory(z).floats, BackwardMemory(z).floats) *
+  return ctx.threads * std::max(ForwardMemory(z).floats, BackwardMemory(z).floats) *
          static_cast<int64_t>(sizeof(float));
 }
 

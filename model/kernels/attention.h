@@ -16,10 +16,25 @@
 //
 // qkv is packed as in GPT-2: channels [0, C) are q, [C, 2C) k, [2C, 3C) v; inside each, head h owns
 // [h * HS, (h + 1) * HS). Any T >= 1, any NH that divides C, any HS = C / NH >= 1.
-// Everything is float32. No argument may overlap another one.
-// Deterministic: forward gives the same bits for every number of threads, backward for a given number.
+// No argument may overlap another one.
+//
+// dtypes: on the CPU everything is float32. On a GPU qkv, out and their gradients are all float32 or all
+// bf16, and lse is float32. Scores, exponentials and all sums are float32, and must be finite there. Heads of
+// 64 or 128 numbers in bf16, with tensors aligned to 16 bytes, run on tensor cores, which take bf16 only:
+// there P is rounded before its products with v and dout, and dS before those with k and q, as
+// FlashAttention-2 does. Against exact arithmetic on the same inputs, with u = 2^-8, the relative error of
+// one rounding to bf16:
+//   |error of out_id| <= u (|out_id| + sum_j P_ij |v_jd|)
+//   |error of dv_jd|  <= u (|dv_jd| + sum_i P_ij |dout_id|)
+// and over a whole tensor about u / 3, because roundings differ in sign. D, from the rounded out, adds as
+// much to dq and dk. All other calls compute in float32 and round results only.
+//
+// Deterministic: on the CPU, forward gives the same bits for every number of threads, backward for a given
+// number; on a GPU, both always.
 // While the input is finite, outputs of position i depend, bit for bit, on positions <= i only. A NaN at
-// position i of q reaches output i; of k or v, every output from i on, and perhaps a few just before i.
+// position i of q reaches output i; of k or v, every output from i on, and perhaps some just before i (on a
+// GPU up to 63: they share a tile with i). In dout, likewise, it reaches dq of i, and dk and dv up to i and
+// perhaps some just after.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -48,10 +63,12 @@ void attention_backward(Context& ctx, const AttentionBackward& a);
 namespace gpu {
 void attention_forward(Context& ctx, const AttentionForward& a);
 void attention_backward(Context& ctx, const AttentionBackward& a);
+int64_t attention_scratch_bytes(int64_t B, int64_t T, int64_t NH);
 }  // namespace gpu
 
-/// Bytes that either direction takes from ctx.scratch when it runs on `threads` CPU threads.
-int64_t attention_scratch_bytes(int threads, int64_t T, int64_t HS);
+/// Bytes that either direction takes from ctx.scratch for B sequences of T tokens, or for more but shorter
+/// ones. On a CPU some tiles per thread; on a GPU two numbers per head and token for the backward pass.
+int64_t attention_scratch_bytes(const Context& ctx, int64_t B, int64_t T, int64_t NH, int64_t HS);
 
 /// Two products of T (T + 1) / 2 pairs with HS numbers, per head; the operands are read and written once.
 inline Work work(const AttentionForward& a) {
