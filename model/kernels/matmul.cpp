@@ -7,6 +7,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "model/kernels/bias.h"
+#include "model/kernels/gelu.h"
 #include "model/kernels/simd.h"
 
 // oneDNN's sgemm on one thread runs at the speed of the machine for every shape that we have. Sharing one
@@ -141,12 +143,38 @@ void check_sizes(const char* op, const Shape& c, const Shape& a, const Shape& b,
     throw ShapeError(std::string(op) + ": got c " + c.str() + ", op(a) " + left.str() + ", op(b) " +
                      right.str() + ", need (M, N), (M, K), (K, N)");
 }
+
+void check_dtypes(const char* op, const Tensor& c, const Tensor& a, const Tensor& b) {
+  const bool inputs = a.dtype == b.dtype && (a.dtype == DType::f32 || a.dtype == DType::bf16);
+  if (!inputs || (c.dtype != DType::f32 && c.dtype != a.dtype))
+    throw ShapeError(std::string(op) + ": got c " + dtype_name(c.dtype) + ", a " + dtype_name(a.dtype) +
+                     ", b " + dtype_name(b.dtype) + ", need a and b both f32 or both bf16, c f32 or theirs");
+}
 }  // namespace
 
 void check(const Matmul& args) {
   const auto matrix = [](const Tensor& t) { return Shape{t.rows(), t.cols()}; };
   check_sizes("matmul", matrix(args.c), matrix(args.a), matrix(args.b), args.transpose_a, args.transpose_b);
-  if (args.bias) expect_shape(args.bias, {args.c.cols()}, "matmul: bias");
+  check_dtypes("matmul", args.c, args.a, args.b);
+  for (const Tensor& tensor : {args.bias, args.pre_gelu, args.gelu_input})
+    expect(!tensor || tensor.dtype == args.c.dtype,
+           "matmul: bias, pre_gelu and gelu_input need the dtype of c");
+  expect((args.pre_gelu ? 1 : 0) + (args.gelu_input ? 1 : 0) + (args.dbias ? 1 : 0) <= 1,
+         "matmul: one of pre_gelu, gelu_input and dbias at a time");
+  expect(!(args.pre_gelu || args.gelu_input) || args.beta == 0, "matmul: a GELU needs beta = 0");
+  if (args.bias) {
+    expect_shape(args.bias, {args.c.cols()}, "matmul: bias");
+    expect(!args.gelu_input && !args.dbias, "matmul: a bias goes with pre_gelu only");
+  }
+  if (args.pre_gelu) {
+    expect_shape(args.pre_gelu, args.c.shape, "matmul: pre_gelu");
+    expect(args.pre_gelu.data != args.c.data, "matmul: pre_gelu must not be c");
+  }
+  if (args.gelu_input) expect_shape(args.gelu_input, args.c.shape, "matmul: gelu_input");
+  if (args.dbias) {
+    expect_shape(args.dbias, {args.c.rows()}, "matmul: dbias");
+    expect(args.transpose_a && args.dbias.dtype == DType::f32, "matmul: dbias is f32 and needs transpose_a");
+  }
 }
 
 void check(const BatchedMatmul& args) {
@@ -155,15 +183,26 @@ void check(const BatchedMatmul& args) {
   const auto matrix = [](const Tensor& t) { return Shape{t.shape[1], t.shape[2]}; };
   check_sizes("batched_matmul", matrix(args.c), matrix(args.a), matrix(args.b), args.transpose_a,
               args.transpose_b);
+  check_dtypes("batched_matmul", args.c, args.a, args.b);
   expect(args.a.shape[0] == args.c.shape[0] && args.b.shape[0] == args.c.shape[0],
          "batched_matmul: tensors need the same batch");
   expect(!args.symmetric || args.c.shape[1] == args.c.shape[2],
          "batched_matmul: a symmetric c must be square");
-  if (args.addend) expect_shape(args.addend, args.c.shape, "batched_matmul: addend");
+  if (args.addend) {
+    expect_shape(args.addend, args.c.shape, "batched_matmul: addend");
+    expect(args.addend.dtype == args.c.dtype, "batched_matmul: addend needs the dtype of c");
+  }
 }
 
+int64_t dbias_scratch_bytes(const Context& ctx, int64_t K, int64_t M) {
+  const int64_t sums = ctx.where == Where::gpu ? M * int64_t{sizeof(float)} : 0;
+  return std::max(sums, bias_backward_scratch_bytes(ctx, K, M));
+}
+
+// The epilogues are the operations that they replace, one after the other: c is in the cache or not, and
+// oneDNN's sgemm takes no more than this anyway.
 void cpu::matmul(Context& ctx, const Matmul& args) {
-  float* c = args.c.f32();
+  float* c = args.pre_gelu ? args.pre_gelu.f32() : args.c.f32();
   multiply(ctx, {.transpose_a = args.transpose_a,
                  .transpose_b = args.transpose_b,
                  .symmetric = false,
@@ -178,6 +217,9 @@ void cpu::matmul(Context& ctx, const Matmul& args) {
                  .bias = args.bias ? args.bias.f32() : nullptr,
                  .addend = c,
                  .c = c});
+  if (args.pre_gelu) ::gelu_forward(ctx, {.y = args.c, .x = args.pre_gelu});
+  if (args.gelu_input) ::gelu_backward(ctx, {.dx = args.c, .dy = args.c, .x = args.gelu_input});
+  if (args.dbias) ::bias_backward(ctx, {.dbias = args.dbias, .dy = args.a, .accumulate = args.beta != 0});
 }
 
 void cpu::batched_matmul(Context& ctx, const BatchedMatmul& args) {

@@ -1,19 +1,30 @@
 // Matrix products.
 //
-//   matmul          c = alpha op(a) op(b) + bias + beta c          op(a) (M, K), op(b) (K, N), c (M, N), bias
-//   (N) batched_matmul  c[i] = alpha op(a[i]) op(b[i]) + beta addend[i]                          for i = 0 ..
-//   batch-1
+//   matmul            c = alpha op(a) op(b) + bias + beta c           op(a) (M, K), op(b) (K, N), c (M, N)
+//   batched_matmul    c[i] = alpha op(a[i]) op(b[i]) + beta addend[i]           for i = 0 .. batch - 1
 //
-// op(x) is x, or x transposed. All is row-major float32. The three products of a linear layer with weight
-// w (out, in), input x (B, T, in) and output y (B, T, out):
+// op(x) is x, or x transposed. All is row-major. The three products of a linear layer with weight w (out,
+// in), input x (B, T, in) and output y (B, T, out), and what may be computed along with each, while the
+// product is still in registers or caches (an *epilogue*, one per product):
 //
-//   forward          y  = x w^T + bias     {.c = y,  .a = x,  .b = w, .bias = bias, .transpose_b = true}
-//   input gradient   dx = dy w             {.c = dx, .a = dy, .b = w}
-//   weight gradient  dw = dy^T x           {.c = dw, .a = dy, .b = x, .transpose_a = true}, .beta = 1 to
-//   accumulate
+//   forward         y = x w^T + bias           {.c = y, .a = x, .b = w, .bias = bias, .transpose_b = true}
+//     and a GELU    h = x w^T + bias, y = gelu(h)                      the same with .pre_gelu = h
+//   input gradient  dx = dy w                  {.c = dx, .a = dy, .b = w}
+//     GELU before   dx = dy w * gelu'(h)                               the same with .gelu_input = h
+//   weight gradient dw = dy^T x                {.c = dw, .a = dy, .b = x, .transpose_a = true}
+//     and the bias  dbias = column sums of dy                          the same with .dbias = dbias
+//                                              .beta = 1 to add to dw, and to dbias
 //
-// Aliasing: c overlaps neither a nor b. Deterministic for a given number of threads.
-// The CPU half is oneDNN's sgemm; a NaN or infinity in a or b reaches c, but beta = 0 ignores what c held.
+// dtypes: a and b have one, f32 or bf16; c is f32 or theirs (the weight gradient of bf16 activations is f32).
+// bias, pre_gelu, gelu_input and addend have the dtype of c; dbias is f32. The CPU half computes in f32 only.
+// Sums are f32, never TF32; what is stored as bf16 is rounded once, except that an epilogue which is not
+// fused (gemm.h) reads its input back from the bf16 that was stored.
+//
+// Aliasing: c overlaps no input but the addend; pre_gelu and dbias overlap nothing.
+// Deterministic on the CPU for a given number of threads, on a GPU for a given GPU, library and choice of
+// algorithms (gemm.h: the choice is kept in a file).
+// A NaN or infinity in a or b reaches c, but beta = 0 ignores what c held.
+// The CPU half is oneDNN's sgemm, the GPU half cuBLASLt.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -23,6 +34,10 @@ struct Matmul {
   Tensor a;                  // (M, K), or (K, M) with transpose_a
   Tensor b;                  // (K, N), or (N, K) with transpose_b
   Tensor bias = {};          // (N), added to every row; absent: none
+  Tensor pre_gelu = {};      // (M, N), written: the product + bias; c is then gelu of it. beta must be 0
+  Tensor gelu_input = {};    // (M, N), read: c = product * gelu'(gelu_input). No bias, beta must be 0
+  Tensor dbias = {};         // (M), f32, written: the column sums of a, not scaled; added to the old dbias
+                             // unless beta is 0. Needs transpose_a
   bool transpose_a = false;  // use a^T
   bool transpose_b = false;  // use b^T
   float alpha = 1;           // scales the product, not the bias
@@ -38,11 +53,12 @@ struct BatchedMatmul {
   bool transpose_b = false;  // use b[i]^T
   float alpha = 1;           // scales the products
   float beta = 0;            // scales the addend
-  bool symmetric = false;  // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of it):
-                           // only one triangle is computed, the other mirrored, and c is exactly symmetric
+  bool symmetric = false;    // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of
+                             // it). The CPU computes one triangle and mirrors it, so that c is exactly
+                             // symmetric; a GPU computes all of c, which is symmetric to rounding only
 };
 
-/// 2 M N K; of symmetric products too, so that their rate can pass the machine's.
+/// 2 M N K; of symmetric products too, so that their rate can pass the machine's. Epilogues count their own.
 inline Work work(const Matmul& args) {
   const int64_t K = args.transpose_a ? args.a.rows() : args.a.cols();
   return {.flops = 2.0 * args.c.size() * K,
@@ -53,6 +69,9 @@ inline Work work(const BatchedMatmul& args) {
   return {.flops = 2.0 * args.c.size() * K,
           .bytes = 1.0 * (args.a.bytes() + args.b.bytes() + args.c.bytes())};
 }
+
+/// Scratch that a matmul with dbias takes, where a is stored as (K, M). Without dbias: none.
+int64_t dbias_scratch_bytes(const Context& ctx, int64_t K, int64_t M);
 
 namespace cpu {
 void matmul(Context& ctx, const Matmul& args);
