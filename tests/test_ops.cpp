@@ -6,71 +6,17 @@
 #include <random>
 
 #include "model/kernels/simd.h"
-#include "tests/op_cases.h"
+#include "tests/op_run.h"
 
 namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-Values random_values(const OpCase& op_case) {
-  Values values;
-  std::mt19937_64 random(1234);
-  for (const Operand& operand : op_case.operands) {
-    std::vector<double>& out = values[operand.name];
-    if (!operand.same_as.empty()) {
-      out = values[operand.same_as];
-      continue;
-    }
-    std::normal_distribution<double> normal(operand.offset, operand.scale);
-    std::uniform_int_distribution<int64_t> below(0, std::max<int64_t>(1, operand.below) - 1);
-    for (int64_t i = 0; i < operand.shape.size(); ++i)
-      out.push_back(operand.below > 0 ? static_cast<double>(below(random))
-                                      : static_cast<float>(normal(random)));
-  }
-  if (op_case.prepare) op_case.prepare(values);
-  return values;
-}
-
-/// Runs the case once and returns all its tensors afterwards.
+/// Runs the case once on the CPU and returns all its tensors afterwards.
 Values run(const OpCase& op_case, const Values& values, int threads) {
   Context ctx;
   use_cpu(ctx, threads);
-  if (op_case.scratch_bytes) ctx.scratch.reserve(op_case.scratch_bytes(ctx));
-  std::map<std::string, std::vector<float>> memory;
-  std::map<std::string, std::vector<int32_t>> integers;
-  Tensors tensors;
-  for (const Operand& operand : op_case.operands) {
-    const std::vector<double>& from = values.at(operand.name);
-    if (!operand.same_as.empty()) {
-      tensors[operand.name] = tensors.at(operand.same_as).view(operand.shape);
-    } else if (operand.below > 0) {
-      std::vector<int32_t>& to = integers[operand.name];
-      to.assign(from.begin(), from.end());
-      tensors[operand.name] = Tensor(to.data(), operand.shape);
-    } else {
-      std::vector<float>& to = memory[operand.name];
-      to.assign(from.begin(), from.end());
-      tensors[operand.name] = Tensor(to.data(), operand.shape);
-    }
-  }
-  op_case.run(ctx, tensors);
-  Values after;
-  for (const Operand& operand : op_case.operands) {
-    if (operand.below > 0) continue;
-    const std::span<float> floats = tensors.at(operand.name).floats();
-    after[operand.name].assign(floats.begin(), floats.end());
-  }
-  return after;
-}
-
-double rms(const std::vector<double>& x) {
-  return std::sqrt(sum_of_products(x, x) / static_cast<double>(std::max<size_t>(1, x.size())));
-}
-
-/// Written so that a NaN fails.
-void expect_close(const std::string& what, double got, double want, double limit) {
-  EXPECT_TRUE(std::abs(got - want) <= limit)
-      << what << ": got " << got << ", want " << want << " +- " << limit;
+  return run(ctx, op_case, values);
 }
 
 void check_values(const OpCase& op_case) {
@@ -79,15 +25,7 @@ void check_values(const OpCase& op_case) {
   op_case.oracle(want);
   for (int threads : {1, 2, 5}) {
     const Values got = run(op_case, before, threads);
-    for (const Operand& operand : op_case.operands) {
-      if (!operand.output) continue;
-      const auto& g = got.at(operand.name);
-      const auto& w = want.at(operand.name);
-      const double typical = rms(w);
-      for (size_t i = 0; i < w.size() && !testing::Test::HasFailure(); ++i)
-        expect_close(operand.name + "[" + std::to_string(i) + "], " + std::to_string(threads) + " threads",
-                     g[i], w[i], op_case.tolerance * (std::abs(w[i]) + typical));
-    }
+    expect_outputs(op_case, got, want, op_case.tolerance, std::to_string(threads) + " threads");
     EXPECT_EQ(got, run(op_case, before, threads)) << "not deterministic with " << threads << " threads";
   }
 }
@@ -110,22 +48,6 @@ void check_gradients(const OpCase& op_case) {
                    2 * op_case.tolerance * (std::abs(want) + rms(gradient)) + 1e-7);
     }
   }
-}
-
-/// A test named after a case. GoogleTest's own parameterised tests cannot have such names.
-class CaseTest : public testing::Test {
- public:
-  CaseTest(OpCase op_case, void (*check)(const OpCase&)) : case_(std::move(op_case)), check_(check) {}
-  void TestBody() override { check_(case_); }
-
- private:
-  OpCase case_;
-  void (*check_)(const OpCase&);
-};
-
-void register_case(const char* suite, const OpCase& op_case, void (*check)(const OpCase&)) {
-  testing::RegisterTest(suite, op_case.name.c_str(), nullptr, nullptr, __FILE__, __LINE__,
-                        [=]() -> testing::Test* { return new CaseTest(op_case, check); });
 }
 
 // RegisterTest must be called before main, which is GoogleTest's.

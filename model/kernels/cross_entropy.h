@@ -9,11 +9,15 @@
 // chunks of rows by the caller (model/gpt.cpp), so that all logits never exist at once either.
 //
 // Shapes: logits (N, Vp) with Vp >= V; columns V .. Vp-1 are padding, are never read, and get the gradient 0.
-// targets (N) int32; losses (N). dtype float32.
-// Errors: a target outside [0, V) is a ShapeError, raised before anything is written.
-// A NaN or +inf among a row's V logits gives a non-finite loss for that row. -inf is a legal logit
-// (probability 0). Deterministic for any number of threads: a row belongs to one thread. Source: Milakov &
-// Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867, algorithm 3.
+// targets (N) int32; losses (N). dtype: logits f32, or on a GPU bf16; losses f32 always. Arithmetic is
+// float32, and float64 where the CPU adds up blocks. Errors: a target outside [0, V) is on the CPU a
+// ShapeError, raised before anything is written. A GPU cannot raise it: that row's loss becomes NaN, which
+// the mean loss shows, and its gradient 0. A NaN or +inf among a row's V logits gives a non-finite loss for
+// that row. -inf is a legal logit (probability 0). Deterministic for any number of threads and on any GPU: a
+// row belongs to one thread, or block of threads. A GPU reads every logit once and keeps the row in shared
+// memory until it writes the gradient, when it fits: up to 115,000 columns of bf16 on an H100 or H200; longer
+// rows are read twice. Source: Milakov & Gimelshein, "Online normalizer calculation for softmax", arXiv
+// 1805.02867, algorithm 3.
 #pragma once
 
 #include "model/kernels/context.h"

@@ -1,5 +1,7 @@
 #include "model/kernels/embedding.h"
 
+#include <numeric>
+
 #include "model/kernels/simd.h"
 
 namespace {
@@ -58,4 +60,14 @@ void cpu::embedding_backward(Context& ctx, const EmbeddingBackward& args) {
       }
     }
   });
+}
+
+void sort_tokens(std::span<const int32_t> tokens, int64_t V, std::span<int32_t> order) {
+  expect(tokens.size() == order.size(), "sort_tokens: order must be as long as tokens");
+  const auto bin = [=](int32_t token) { return static_cast<size_t>(token < 0 || token >= V ? V : token); };
+  std::vector<int32_t> next(static_cast<size_t>(V) + 2);  // where the next token of each bin goes
+  for (const int32_t token : tokens) ++next[bin(token) + 1];
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  for (size_t i = 0; i < tokens.size(); ++i)
+    order[static_cast<size_t>(next[bin(tokens[i])]++)] = static_cast<int32_t>(i);
 }

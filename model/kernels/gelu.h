@@ -4,7 +4,7 @@
 //   y     = x/2 (1 + tanh u)
 //   dy/dx = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'(x),    u'(x) = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
 //
-// Shapes: any; all tensors of one call have the same. dtype float32.
+// Shapes: any; all tensors of one call have the same. dtype: f32, or on a GPU bf16, the same for all.
 // Aliasing: y may be x; dx may be dy. (The backward half needs x, so a training pass keeps x apart from y.)
 // Deterministic for any number of threads: elements are independent.
 // Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, section 2, the tanh

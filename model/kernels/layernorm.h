@@ -14,10 +14,13 @@
 //   dgain = sum over rows of dy xhat,   dbias = sum over rows of dy      (+ the old values when accumulating)
 // dresidual is the gradient that arrives along the residual stream, which passes by the norm unchanged.
 //
-// Shapes: x, y, residual, delta and their gradients (B, T, C); mean, rstd (B, T); gain, bias (C). dtype
-// float32. Deterministic for a given number of threads. The mean is taken first and deviations from it are
-// squared, so a large common offset does no harm. Source: Ba, Kiros & Hinton, "Layer Normalization", arXiv
-// 1607.06450, equation 4.
+// Shapes: x, y, residual, delta and their gradients (B, T, C); mean, rstd (B, T); gain, bias (C).
+// dtype: x, y, residual, delta, dy, dx, dresidual f32, or on a GPU bf16, the same for all; mean, rstd, gain,
+// bias, dgain, dbias f32 always. In bf16 the fused sum x is rounded when it is stored, and mean, rstd and y
+// are those of the rounded x, which is the one that the backward half sees. Arithmetic is float32.
+// Deterministic: on the CPU for a given number of threads, on a GPU always, and the same on all GPUs. The
+// mean is taken first and deviations from it are squared, so a large common offset does no harm. Source: Ba,
+// Kiros & Hinton, "Layer Normalization", arXiv 1607.06450, equation 4.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -41,8 +44,13 @@ struct LayernormBackward {
   bool accumulate = false;  // add to dgain and dbias instead of overwriting them
 };
 
-/// Scratch that layernorm_backward takes: one partial dgain and dbias (C) per thread.
+/// Blocks of a GPU that share the rows in layernorm_backward: enough to fill an H200, and independent of the
+/// GPU so that results are.
+inline constexpr int64_t kLayernormBlocks = 256;
+
+/// Scratch that layernorm_backward takes: one partial dgain and dbias (C) per thread, on a GPU per block.
 inline int64_t layernorm_backward_scratch_bytes(const Context& ctx, int64_t C) {
+  if (ctx.where == Where::gpu) return 2 * kLayernormBlocks * C * int64_t{sizeof(float)};
   const int64_t row = (C + 15) / 16 * 16;  // whole cache lines, so that threads never share one
   return 2 * ctx.threads * row * int64_t{sizeof(float)};
 }

@@ -1,8 +1,26 @@
 #include "model/kernels/reduce.h"
 
+#include <algorithm>
 #include <array>
 
+#include "model/kernels/reduce_plan.h"
 #include "model/kernels/simd.h"
+
+static_assert(whole_scratch_bytes() == kWholeParts * int64_t{sizeof(double)});
+
+int64_t sums_of_squares_scratch_bytes(std::span<const Tensor> tensors) {
+  int64_t parts = 0;
+  for (const Tensor& x : tensors) parts += parts_of(x.size(), kSumChunk);
+  return parts * int64_t{sizeof(double)};
+}
+
+int64_t row_norms_scratch_bytes(int64_t rows, int64_t cols) {
+  return cols <= kShortRow ? 0 : rows * parts_of(cols, kSumChunk) * int64_t{sizeof(double)};
+}
+
+int64_t col_norms_scratch_bytes(int64_t rows, int64_t cols) {
+  return cols * std::max<int64_t>(1, parts_of(rows, kSlabRows)) * int64_t{sizeof(double)};
+}
 
 namespace {
 constexpr int64_t kParts = 256;  // partial sums of a whole tensor, whatever its size: no memory to reserve
@@ -17,18 +35,24 @@ double sum_of_products(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
-/// The same for a whole tensor, cut into parts by its size alone.
-double sum_of_products(Context& ctx, const Tensor& left, const Tensor& right) {
-  const int64_t n = left.size();
+/// sum |x[i]| in float64.
+double sum_of_sizes(const float* x, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]));
+  return sum;
+}
+
+/// The sum over a whole tensor of n elements, cut into parts by its size alone: part_sum(start, count) for
+/// each.
+template <typename PartSum>
+double sum_by_parts(Context& ctx, int64_t n, const PartSum& part_sum) {
   const int64_t part = (n / kParts + kPartGrain) / kPartGrain * kPartGrain;
   const int64_t parts = (n + part - 1) / part;
-  const float* a = left.f32();
-  const float* b = right.f32();
   std::array<double, kParts> sums{};
   double* out = sums.data();
-  parallel_for(ctx, parts, std::max<int64_t>(1, kElementGrain / part), [=](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p)
-      out[p] = sum_of_products(a + p * part, b + p * part, std::min(part, n - p * part));
+  parallel_for(ctx, parts, std::max<int64_t>(1, kElementGrain / part), [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) out[p] = part_sum(p * part, std::min(part, n - p * part));
   });
   double sum = 0;
   for (int64_t p = 0; p < parts; ++p) sum += out[p];
@@ -46,11 +70,33 @@ uint32_t largest_bits(const float* x, int64_t n) {
 }  // namespace
 
 double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
-  return sum_of_products(ctx, x, x);
+  return cpu::dot(ctx, x, x);
 }
 
-double cpu::dot(Context& ctx, const Tensor& a, const Tensor& b) {
-  return sum_of_products(ctx, a, b);
+double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
+  const float *a = left.f32(), *b = right.f32();
+  return sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
+    return sum_of_products(a + start, b + start, count);
+  });
+}
+
+double cpu::sum_abs(Context& ctx, const Tensor& tensor) {
+  const float* x = tensor.f32();
+  return sum_by_parts(ctx, tensor.size(),
+                      [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+}
+
+void cpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
+  double* sums = args.sums.f64();
+  for (const Tensor& x : args.tensors) *sums++ = cpu::sum_of_squares(ctx, x);
+}
+
+void cpu::mean(Context&, const Mean& args) {
+  double sum = 0;
+  for (const float x : args.x.floats()) sum += x;
+  const double mean = args.scale * sum / static_cast<double>(args.x.size());
+  double& out = *args.out.f64();
+  out = args.accumulate ? out + mean : mean;
 }
 
 float cpu::max_abs(Context& ctx, const Tensor& tensor) {

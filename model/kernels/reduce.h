@@ -1,17 +1,40 @@
 // Sums, norms and scalings of whole tensors, rows and columns. The optimizer's norms are made of these.
 //
-// Whole tensors (any shape):      sum_of_squares = sum x^2      dot = sum a b      max_abs = max |x|
-// Matrices (rows, cols):          row_norms  norms[r] = sqrt(sum over c of x[r][c]^2)
-//                                 col_norms  norms[c] = sqrt(sum over r of x[r][c]^2)
-//                                 scale_rows y[r][c] = factor x[r][c] s[r]     or / s[r]
-//                                 scale_cols y[r][c] = factor x[r][c] s[c]     or / s[c]
+// Whole tensors (any shape), returned:   sum_of_squares = sum x^2      dot = sum a b
+//                                        sum_abs = sum |x|             max_abs = max |x|
+// Whole tensors, left where ctx computes:
+//                                        sums_of_squares  sums[i] = sum of tensors[i]^2
+//                                        mean       out = scale (sum x) / N, or out += that
+// Matrices (rows, cols):                 row_norms  norms[r] = sqrt(sum over c of x[r][c]^2)
+//                                        col_norms  norms[c] = sqrt(sum over r of x[r][c]^2)
+//                                        scale_rows y[r][c] = factor x[r][c] s[r]     or / s[r]
+//                                        scale_cols y[r][c] = factor x[r][c] s[c]     or / s[c]
 //
-// Sums are float64 inside, so squares of float32 neither overflow nor vanish. A NaN or infinity anywhere in
-// the input makes the result non-finite. Deterministic for any number of threads: sums run over chunks whose
-// bounds depend on the size alone, and the chunks' sums are added in order. dtype float32.
+// Those that return a number wait for it; the others only enqueue work on a GPU. Sums are float64 inside, so
+// squares of float32 neither overflow nor vanish. A NaN or infinity anywhere in the input makes the result
+// non-finite. Deterministic for any number of threads: sums run over chunks whose bounds depend on the size
+// alone, and the chunks' sums are added in order. dtype float32; on a GPU x, y, a and b may be bf16 instead
+// (not the tensors of sums_of_squares and mean).
+//
+// On a GPU sums take scratch: whole_scratch_bytes() for those that return a number, and what the functions
+// below say. On the CPU only col_norms does.
 #pragma once
 
+#include <span>
+
 #include "model/kernels/context.h"
+
+struct SumsOfSquares {
+  Tensor sums;                      // (number of tensors) f64, written
+  std::span<const Tensor> tensors;  // of any shapes
+};
+
+struct Mean {
+  Tensor out;               // (1) f64
+  Tensor x;                 // (N), up to some hundred thousand: one block adds them up
+  double scale = 1;         // of the mean
+  bool accumulate = false;  // out += instead of =
+};
 
 struct RowNorms {
   Tensor norms;  // (rows), written: Euclidean
@@ -24,7 +47,7 @@ struct ColNorms {
 };
 
 struct ScaleRows {
-  Tensor y;             // (rows, cols), written; may be x
+  Tensor y;             // (rows, cols), written, dtype of x; may be x
   Tensor x;             // (rows, cols)
   Tensor scales;        // (rows)
   float factor = 1;     // of everything
@@ -32,17 +55,22 @@ struct ScaleRows {
 };
 
 struct ScaleCols {
-  Tensor y;             // (rows, cols), written; may be x
+  Tensor y;             // (rows, cols), written, dtype of x; may be x
   Tensor x;             // (rows, cols)
   Tensor scales;        // (cols)
   float factor = 1;     // of everything
   bool divide = false;  // divide by the scales; where a scale is 0 the result is 0
 };
 
-/// Scratch that col_norms takes: float64 sums of every column.
-inline int64_t col_norms_scratch_bytes(int64_t cols) {
-  return (cols + 7) / 8 * 8 * int64_t{sizeof(double)};
+/// Scratch of the functions that return a number.
+constexpr int64_t whole_scratch_bytes() {
+  return 4096;
 }
+/// Scratch of sums_of_squares for tensors of these sizes: float64 sums of chunks.
+int64_t sums_of_squares_scratch_bytes(std::span<const Tensor> tensors);
+/// Scratch of row_norms and col_norms: float64 sums of parts of rows or columns.
+int64_t row_norms_scratch_bytes(int64_t rows, int64_t cols);
+int64_t col_norms_scratch_bytes(int64_t rows, int64_t cols);
 
 /// Every input read once, every tensor-sized output written once.
 inline Work work(const Tensor& x) {
@@ -50,6 +78,14 @@ inline Work work(const Tensor& x) {
 }
 inline Work work(const Tensor& a, const Tensor& b) {
   return {.bytes = 1.0 * (a.bytes() + b.bytes())};
+}
+inline Work work(const SumsOfSquares& args) {
+  Work sum;
+  for (const Tensor& x : args.tensors) sum.bytes += static_cast<double>(x.bytes());
+  return sum;
+}
+inline Work work(const Mean& args) {
+  return work(args.x);
 }
 inline Work work(const RowNorms& args) {
   return work(args.x);
@@ -67,7 +103,10 @@ inline Work work(const ScaleCols& args) {
 namespace cpu {
 double sum_of_squares(Context& ctx, const Tensor& x);
 double dot(Context& ctx, const Tensor& a, const Tensor& b);
+double sum_abs(Context& ctx, const Tensor& x);
 float max_abs(Context& ctx, const Tensor& x);
+void sums_of_squares(Context& ctx, const SumsOfSquares& args);
+void mean(Context& ctx, const Mean& args);
 void row_norms(Context& ctx, const RowNorms& args);
 void col_norms(Context& ctx, const ColNorms& args);
 void scale_rows(Context& ctx, const ScaleRows& args);
@@ -76,7 +115,10 @@ void scale_cols(Context& ctx, const ScaleCols& args);
 namespace gpu {
 double sum_of_squares(Context& ctx, const Tensor& x);
 double dot(Context& ctx, const Tensor& a, const Tensor& b);
+double sum_abs(Context& ctx, const Tensor& x);
 float max_abs(Context& ctx, const Tensor& x);
+void sums_of_squares(Context& ctx, const SumsOfSquares& args);
+void mean(Context& ctx, const Mean& args);
 void row_norms(Context& ctx, const RowNorms& args);
 void col_norms(Context& ctx, const ColNorms& args);
 void scale_rows(Context& ctx, const ScaleRows& args);
@@ -94,9 +136,25 @@ inline double dot(Context& ctx, const Tensor& a, const Tensor& b) {
   ON_DEVICE(dot, ctx, a, b);
 }
 
+/// Sum of |x| over all elements: the dual of the l1->linf norm.
+inline double sum_abs(Context& ctx, const Tensor& x) {
+  ON_DEVICE(sum_abs, ctx, x);
+}
+
 /// Largest |x|; 0 for an empty tensor, NaN when any element is.
 inline float max_abs(Context& ctx, const Tensor& x) {
   ON_DEVICE(max_abs, ctx, x);
+}
+
+inline void sums_of_squares(Context& ctx, const SumsOfSquares& args) {
+  expect_shape(args.sums, {static_cast<int64_t>(args.tensors.size())}, "sums_of_squares: sums");
+  ON_DEVICE(sums_of_squares, ctx, args);
+}
+
+inline void mean(Context& ctx, const Mean& args) {
+  expect_shape(args.out, {1}, "mean: out");
+  expect(args.x.size() > 0, "mean: x is empty");
+  ON_DEVICE(mean, ctx, args);
 }
 
 inline void row_norms(Context& ctx, const RowNorms& args) {
