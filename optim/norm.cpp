@@ -76,11 +76,14 @@ double lines(Context& ctx, const Tensor& x, bool by_rows, bool dual) {
   Scratch::Frame frame(ctx.scratch);
   const Tensor values = frame.tensor({by_rows ? x.rows() : x.cols()});
   by_rows ? row_norms(ctx, {.norms = values, .x = x}) : col_norms(ctx, {.norms = values, .x = x});
-  return combine(values.floats(), dual);
+  return combine(OnHost(ctx, values)->floats(), dual);
 }
 
-/// Per row or column the sum |x| (norm) or the largest |x| (dual norm). Rarely used: not threaded.
-double line_sums(const Tensor& x, bool by_rows, bool dual) {
+/// Per row or column the sum |x| (norm) or the largest |x| (dual norm). Rarely used: not threaded, on the
+/// host.
+double line_sums(Context& ctx, const Tensor& there, bool by_rows, bool dual) {
+  const OnHost here(ctx, there);
+  const Tensor& x = *here;
   const int64_t count = by_rows ? x.rows() : x.cols(), length = x.size() / std::max<int64_t>(count, 1);
   double result = 0;
   for (int64_t line = 0; line < count; ++line) {
@@ -102,9 +105,7 @@ double base_value(Context& ctx, Base base, const Tensor& x, bool dual) {
     case Base::entries:
       return dual ? sum_abs(ctx, x) : static_cast<double>(max_abs(ctx, x));
     case Base::spectral: {
-      Scratch::Frame frame(ctx.scratch);
-      const int64_t count = std::min(x.rows(), x.cols());
-      const std::span<double> values(frame.doubles(count), static_cast<size_t>(count));
+      std::vector<double> values(static_cast<size_t>(std::min(x.rows(), x.cols())));
       singular_values(ctx, x, values);
       return combine(values, dual);
     }
@@ -113,7 +114,7 @@ double base_value(Context& ctx, Base base, const Tensor& x, bool dual) {
       return lines(ctx, x, base == Base::rows, dual);
     case Base::column_sums:
     case Base::row_sums:
-      return line_sums(x, base == Base::row_sums, dual);
+      return line_sums(ctx, x, base == Base::row_sums, dual);
   }
   return 0;
 }
@@ -131,8 +132,11 @@ void values_of(Context& ctx, NormKind kind, const Tensor& x, bool transposed, bo
 }
 
 /// One-hot dual vectors of l1-l1 and linf-linf: per line, `scale` sign(g) where |g| is largest. A NaN takes
-/// its line.
-void dualize_line_sums(const Tensor& out, const Tensor& g, bool by_rows) {
+/// its line. On the host.
+void dualize_line_sums(Context& ctx, const Tensor& out_there, const Tensor& g_there, bool by_rows) {
+  const OnHost g_here(ctx, g_there);
+  OnHost out_here(ctx, out_there, /*load=*/false);
+  const Tensor &g = *g_here, &out = *out_here;
   const int64_t count = by_rows ? g.rows() : g.cols(), length = g.size() / std::max<int64_t>(count, 1);
   for (int64_t line = 0; line < count; ++line) {
     const auto at = [&](int64_t i) { return by_rows ? line * g.cols() + i : i * g.cols() + line; };
@@ -146,6 +150,7 @@ void dualize_line_sums(const Tensor& out, const Tensor& g, bool by_rows) {
     for (int64_t i = 0; i < length; ++i) out.f32()[at(i)] = std::isnan(value) ? value : 0.0f;
     out.f32()[at(best)] = value > 0 ? 1.0f : (value < 0 ? -1.0f : value);
   }
+  out_here.store();
 }
 
 /// y = scale x.
@@ -250,24 +255,27 @@ void dualize(Context& ctx, const Dualize& args) {
       return;
     case Base::column_sums:
     case Base::row_sums:
-      for (int64_t i = 0; i < batch; ++i) dualize_line_sums(out[i], g[i], base == Base::row_sums);
+      for (int64_t i = 0; i < batch; ++i) dualize_line_sums(ctx, out[i], g[i], base == Base::row_sums);
       return copy_scaled(ctx, out, out, scale);
   }
 }
 
-int64_t norm_scratch_bytes(NormKind kind, const Shape& shape, PolarMethod method) {
+int64_t norm_scratch_bytes(const Context& ctx, NormKind kind, const Shape& shape, PolarMethod method) {
   const int64_t batch = shape.rank() == 3 ? shape[0] : 1;
   const int64_t rows = shape.rank() == 1 ? shape[0] : shape[shape.rank() - 2];
   const int64_t cols = shape.rank() == 1 ? 1 : shape[shape.rank() - 1];
-  const int64_t line_values = 4 * (batch * rows + cols) + 128;
+  const int64_t of_rows = 4 * batch * rows + row_norms_scratch_bytes(batch * rows, cols);
+  const int64_t of_columns = 4 * cols + col_norms_scratch_bytes(rows, cols);
   switch (row_of(kind).base) {
     case Base::spectral:
-      return std::max(svd_scratch_bytes(rows, cols) + 8 * std::min(rows, cols) + 64,
-                      polar_scratch_bytes({batch, rows, cols}, method));
+      return std::max(svd_scratch_bytes(ctx, rows, cols),
+                      polar_scratch_bytes(ctx, {batch, rows, cols}, DType::f32, method));
     case Base::columns:
     case Base::rows:
-      return line_values + col_norms_scratch_bytes(cols) + 64;
+      return std::max(of_rows, of_columns);  // which of the two depends on `transposed`
+    case Base::whole:
+      return std::max(4 * batch + row_norms_scratch_bytes(batch, rows * cols), whole_scratch_bytes());
     default:
-      return line_values;
+      return whole_scratch_bytes();
   }
 }

@@ -27,7 +27,10 @@
 // frobenius, rms and l1-linf). `transposed` says that the storage is (in, out), as embeddings are: the
 // paper's column j is storage row j. A zero gradient gives zero, and so does a zero row or column where rows
 // or columns count. A NaN in gives NaN out. Sums and singular values are float64, so inputs near 1e-20 work.
-// Deterministic.
+// Deterministic. float32.
+//
+// On a GPU norms and dual norms wait for their numbers; dualize only enqueues work, but for what has no
+// kernels: singular values and polar factors by SVD, l1-l1 and linf-linf are computed on the host.
 #pragma once
 
 #include <cstdint>
@@ -79,5 +82,6 @@ struct Dualize {
 /// Replaces every matrix by its dual vector.
 void dualize(Context& ctx, const Dualize& args);
 
-/// Scratch that norms(), dual_norms() and dualize() take for tensors of this shape.
-int64_t norm_scratch_bytes(NormKind kind, const Shape& shape, PolarMethod polar = PolarMethod::svd);
+/// Scratch that norms(), dual_norms() and dualize() take for f32 tensors of this shape.
+int64_t norm_scratch_bytes(const Context& ctx, NormKind kind, const Shape& shape,
+                           PolarMethod polar = PolarMethod::svd);

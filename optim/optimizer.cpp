@@ -77,6 +77,10 @@ Optimizer::Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions
     auto& blocks = batches_[row.batch].group.blocks;
     blocks.resize(blocks.size() + static_cast<size_t>(row.parameter->matrices));  // filled by allocate()
   }
+  grads_.resize(rows_.size());
+  for (size_t i = 0; i < rows_.size(); ++i) grads_[i].shape = rows_[i].parameter->shape;
+  arena_.add(&totals_, DType::f64, {static_cast<int64_t>(rows_.size()) + 1});
+  arena_.add(&grad_scale_, {1});
 }
 
 Optimizer::~Optimizer() = default;
@@ -93,7 +97,7 @@ size_t Optimizer::batch_for(const Row& row) {
 }
 
 int64_t Optimizer::scratch_bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = sums_of_squares_scratch_bytes(grads_);
   for (const Batch& batch : batches_) bytes = std::max(bytes, batch.rule->scratch_bytes(ctx_, batch.group));
   return bytes;
 }
@@ -101,7 +105,9 @@ int64_t Optimizer::scratch_bytes() const {
 void Optimizer::allocate() {
   arena_.allocate(ctx_);
   ctx_.scratch.reserve(scratch_bytes());
+  readback_ = std::make_unique<Readback>(ctx_, totals_.size());
   for (Batch& batch : batches_) batch.group.blocks.clear();
+  for (size_t i = 0; i < rows_.size(); ++i) grads_[i] = rows_[i].parameter->grad;
   for (Row& row : rows_) {
     const Parameter& p = *row.parameter;
     expect(p.value && p.grad, "optimizer: allocate the parameter table with gradients first");
@@ -115,33 +121,23 @@ void Optimizer::allocate() {
   }
 }
 
-StepReport Optimizer::step(int64_t t, int64_t total) {
-  StepReport report;
-  report.grad_norm = gradient_norm(t);
-  if (options_.grad_clip > 0 && report.grad_norm > options_.grad_clip)
-    report.clip_scale = options_.grad_clip / report.grad_norm;
-  const double multiplier = options_.schedule.multiplier(t, total);
+void Optimizer::step(int64_t t, int64_t total) {
+  const int64_t rows = static_cast<int64_t>(rows_.size());
+  const Tensor sums = totals_.slice(0, rows);
+  sums_of_squares(ctx_, {.sums = sums, .tensors = grads_});
+  clip_factor(
+      ctx_,
+      {.sums = sums, .limit = options_.grad_clip, .norm = totals_.slice(rows, 1), .scale = grad_scale_});
+  readback_->fetch(totals_);
   const bool by_sharpness = options_.sharpness > 0;
   const double dual = directions(
-      {.t = t + 1, .grad_scale = static_cast<float>(report.clip_scale), .want_dual = by_sharpness});
+      {.t = t + 1, .grad_scale = grad_scale_, .clips = options_.grad_clip > 0, .want_dual = by_sharpness});
   const double eta = by_sharpness ? steepest_step(dual, options_.sharpness) : 0;
-  for (const Row& row : rows_) apply(row, multiplier * (by_sharpness ? eta : row.rule->lr()));
+  const double multiplier = options_.schedule.multiplier(t, total);
+  apply(multiplier, eta);
   const auto hidden = rules_.find(Role::hidden);
-  report.lr = multiplier * (by_sharpness ? eta : (hidden != rules_.end() ? hidden->second->lr() : 0));
-  return report;
-}
-
-double Optimizer::gradient_norm(int64_t t) const {
-  double sum = 0;
-  for (const Row& row : rows_) {
-    const double squares = sum_of_squares(ctx_, row.parameter->grad);
-    if (!std::isfinite(squares))
-      throw RunError(
-          fmt::format("the gradient of {} is not finite, step {}, lower the learning rate or clip gradients",
-                      row.parameter->name, t));
-    sum += squares;
-  }
-  return std::sqrt(sum);
+  const double lr = by_sharpness ? eta : (hidden != rules_.end() ? hidden->second->lr() : 0);
+  enqueued_[next_ticket_ % 2] = {.t = t, .lr = multiplier * lr};
 }
 
 double Optimizer::directions(const RuleStep& step) {
@@ -151,19 +147,56 @@ double Optimizer::directions(const RuleStep& step) {
   return dual;
 }
 
-void Optimizer::apply(const Row& row, double lr) {
-  apply_update(ctx_, {.w = row.parameter->value,
-                      .u = row.parameter->grad,
-                      .step = static_cast<float>(lr / row.rule->sensitivity()),
-                      .decay = static_cast<float>(lr * row.rule->weight_decay()),
-                      .cautious = row.rule->cautious()});
+void Optimizer::apply(double multiplier, double eta) {
+  std::vector<ApplyUpdate> list;
+  for (const Row& row : rows_) {
+    const Parameter& p = *row.parameter;
+    const double lr = multiplier * (options_.sharpness > 0 ? eta : row.rule->lr());
+    list.push_back({.w = p.value,
+                    .u = p.grad,
+                    .copy = p.compute.data == p.value.data ? Tensor{} : p.compute,
+                    .step = static_cast<float>(lr / row.rule->sensitivity()),
+                    .decay = static_cast<float>(lr * row.rule->weight_decay()),
+                    .cautious = row.rule->cautious(),
+                    .guard = grad_scale_});
+  }
+  apply_update(ctx_, list);
+}
+
+bool Optimizer::capturable() const {
+  bool waits = options_.sharpness > 0 || ctx_.profile != nullptr;
+  for (const Row& row : rows_) waits = waits || row.rule->on_host();
+  return !waits;
+}
+
+int64_t Optimizer::mark() {
+  const int64_t ticket = readback_->mark();
+  next_ticket_ = ticket + 1;
+  return ticket;
+}
+
+StepReport Optimizer::report(int64_t ticket) {
+  const std::span<const double> totals = readback_->wait(ticket);
+  const Enqueued& enqueued = enqueued_[ticket % 2];
+  for (size_t i = 0; i < rows_.size(); ++i)
+    if (!std::isfinite(totals[i]))
+      throw RunError(
+          fmt::format("the gradient of {} is not finite, step {}, lower the learning rate or clip gradients",
+                      rows_[i].parameter->name, enqueued.t));
+  const double norm = totals.back();
+  const bool clipped = options_.grad_clip > 0 && norm > options_.grad_clip;
+  return {.step = enqueued.t,
+          .grad_norm = norm,
+          .clip_scale = clipped ? options_.grad_clip / norm : 1,
+          .lr = enqueued.lr};
 }
 
 std::vector<NamedTensor> Optimizer::state() {
   std::vector<NamedTensor> tensors;
   for (const Row& row : rows_)
     for (size_t i = 0; i < row.state.size(); ++i)
-      tensors.push_back({.name = row.parameter->name + "." + row.specs[i].name, .value = row.state[i]});
+      tensors.push_back(
+          {.name = row.parameter->name + "." + row.specs[i].name, .value = row.state[i], .where = &ctx_});
   return tensors;
 }
 

@@ -1,16 +1,25 @@
 // The optimizer: gives every tensor of the parameter table a rule by its role, and makes the steps.
 //
 // One step, with gradients in Parameter::grad:
-//   1. ||g||_2 over all tensors. A tensor that is not finite: RunError naming it, before anything has
-//   changed.
+//   1. ||g||_2 over all tensors.
 //   2. Clipping: all gradients times min(1, grad_clip / ||g||_2), folded into what comes next.
 //   3. Every group of equal blocks: its rule replaces gradients by update directions u (rule.h).
 //   4. W <- W - lr wd W - (lr / s) u for every tensor, where lr is the schedule's multiplier times the rule's
 //   lr;
-//      or, with a sharpness (Proposition 7, modular.h), one eta for all in the place of lr.
+//      or, with a sharpness (Proposition 7, modular.h), one eta for all in the place of lr. Where products
+//      read a bf16 copy of W (Parameter::compute), it is rounded from the new W in the same pass.
 // Afterwards Parameter::grad holds the directions; the caller clears it before the next backward pass.
 //
-// Deterministic for a given number of threads; nothing is allocated in step().
+// On a GPU a step only enqueues this and nobody waits: the norm and the clip factor stay there, and a report
+// of them follows. A gradient that is not finite therefore shows late. Until then the step that had it, and
+// every one that has it again, changes neither weights nor state; its report throws.
+//
+//   each step:   optimizer.step(t, total);               // may be captured into a CUDA graph: capturable()
+//                const int64_t ticket = optimizer.mark();            // after the launch of that graph
+//                ... report(ticket of the step before) ...
+//   or simply:   optimizer.step(t, total);   optimizer.report();
+//
+// Deterministic for a given number of threads; no memory of tensors is allocated in step().
 #pragma once
 
 #include <cstdint>
@@ -19,6 +28,7 @@
 #include <string>
 #include <vector>
 
+#include "model/kernels/readback.h"
 #include "model/parameters.h"
 #include "model/safetensors.h"
 #include "optim/rule.h"
@@ -35,6 +45,7 @@ struct OptimizerOptions {
 
 /// What a step did, for the log.
 struct StepReport {
+  int64_t step = 0;       // t of Optimizer::step
   double grad_norm = 0;   // ||g||_2 over all tensors, before clipping
   double clip_scale = 1;  // what gradients were multiplied by
   double lr = 0;          // the hidden rule's lr after the schedule, or eta under sharpness
@@ -62,10 +73,22 @@ class Optimizer {
 
   /// Takes the memory of the state and reserves ctx.scratch. Call after table.allocate().
   void allocate();
-  /// Makes step t (counted from 0) of `total`.
-  StepReport step(int64_t t, int64_t total);
+  /// Makes, or on a GPU enqueues, step t (counted from 0) of `total`.
+  void step(int64_t t, int64_t total);
+  /// False when a step waits for the GPU: with a sharpness (the step size comes from dual norms, on the
+  /// host), with an svd rule, or with a profile.
+  bool capturable() const;
+
+  /// Marks the last step as enqueued, for report().
+  int64_t mark();
+  /// Waits for that step and says what it did; to be asked before the second next step is enqueued. Throws
+  /// RunError naming the tensor and the step when a gradient was not finite.
+  StepReport report(int64_t ticket);
+  /// The last step's report.
+  StepReport report() { return report(mark()); }
 
   /// The whole state that a resumed run needs besides weights and step number; the tensors may be written to.
+  /// They are where ctx computes.
   /// Names are "<parameter>.<state>", e.g. "h.0.mlp.c_fc.weight.m"; shapes are logical, without padding.
   std::vector<NamedTensor> state();
   int64_t state_bytes() const { return arena_.bytes(); }
@@ -75,10 +98,14 @@ class Optimizer {
  private:
   struct Row;    // one parameter: its rule and state
   struct Batch;  // one Group and the rule that it is under
+  /// What the host knows about a step when it is enqueued.
+  struct Enqueued {
+    int64_t t = 0;
+    double lr = 0;
+  };
   size_t batch_for(const Row& row);
-  double gradient_norm(int64_t t) const;
   double directions(const RuleStep& step);
-  void apply(const Row& row, double lr);
+  void apply(double multiplier, double eta);
 
   Context& ctx_;
   ParameterTable& table_;
@@ -87,4 +114,10 @@ class Optimizer {
   std::vector<Row> rows_;
   std::vector<Batch> batches_;
   Arena arena_{"optimizer state"};
+  std::vector<Tensor> grads_;           // of the rows
+  Tensor totals_;                       // (rows + 1) f64: each row's sum of squares, then ||g||_2
+  Tensor grad_scale_;                   // (1): the clip factor, NaN when ||g||_2 is not finite
+  std::unique_ptr<Readback> readback_;  // of totals_
+  Enqueued enqueued_[2];                // by ticket, in turn
+  int64_t next_ticket_ = 0;
 };

@@ -35,7 +35,11 @@ constexpr PolarSchedule kSchedules[] = {
     {"cubic", kCubic, 20},  {"quintic12", kConvergent, 12}, {"hybrid", kHybrid, 10},
     {"modula6", kModula, 6}};
 
-constexpr int64_t kBatchBytes = int64_t{16} << 20;  // scratch of the matrices that are iterated together
+/// Scratch of the matrices that are iterated together: what stays in the caches of a CPU; all of a model's on
+/// a GPU, which one small matrix leaves idle.
+int64_t batch_bytes(const Context& ctx) {
+  return ctx.where == Where::cpu ? int64_t{16} << 20 : int64_t{1} << 30;
+}
 }  // namespace
 
 const Quintic& PolarSchedule::at(int step) const {
@@ -64,10 +68,14 @@ namespace {
 struct Plan {
   const PolarSchedule& schedule;
   int steps;
+  DType dtype;
   bool tall;        // rows > cols: multiply from the right
   int64_t n, m;     // the smaller and the larger side
   bool gram;        // iterate on the Gram matrix
   int64_t at_once;  // matrices iterated together
+
+  /// Elements of scratch that one matrix needs.
+  int64_t elements() const { return (gram ? 4 : 2) * n * n + n * m; }
 };
 
 /// Into how many runs the steps are cut, each with a fresh X and R = X X^T. Rounding leaves an error near
@@ -86,23 +94,25 @@ int gram_runs(const PolarSchedule& schedule, int steps) {
 }
 
 /// T steps on one Gram matrix cost 3 m n^2 + (4 T - 3) n^3 multiply-adds (symmetric products at half price),
-/// T steps on X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on.
+/// T steps on X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on. (At full price, as
+/// on a GPU, 2 m n^2 + (4 T - 3) n^3 for one run against (2 m n^2 + n^3) T: the same from here on.)
 bool prefer_gram(const PolarSchedule& schedule, int steps, int64_t n, int64_t m) {
   return 2 * m >= 3 * n && steps >= 2 * gram_runs(schedule, steps);
 }
 
-Plan make_plan(const Shape& shape, PolarMethod method, int steps) {
+Plan make_plan(const Context& ctx, const Shape& shape, DType dtype, PolarMethod method, int steps) {
   const PolarSchedule& schedule = polar_schedule(method);
   Plan plan{.schedule = schedule,
             .steps = steps > 0 ? steps : schedule.default_steps,
+            .dtype = dtype,
             .tall = shape[1] > shape[2],
             .n = std::min(shape[1], shape[2]),
             .m = std::max(shape[1], shape[2]),
             .gram = false,
             .at_once = 1};
-  plan.gram = prefer_gram(schedule, plan.steps, plan.n, plan.m);
-  const int64_t bytes = 4 * ((plan.gram ? 4 : 2) * plan.n * plan.n + plan.n * plan.m);
-  plan.at_once = std::clamp<int64_t>(kBatchBytes / std::max<int64_t>(bytes, 1), 1, shape[0]);
+  plan.gram = dtype == DType::f32 && prefer_gram(schedule, plan.steps, plan.n, plan.m);
+  const int64_t bytes = std::max<int64_t>(dtype_bytes(dtype) * plan.elements(), 1);
+  plan.at_once = std::clamp<int64_t>(batch_bytes(ctx) / bytes, 1, std::max<int64_t>(shape[0], 1));
   return plan;
 }
 
@@ -152,9 +162,9 @@ void normalize(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& x)
 void plain(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
   const int64_t batch = x.shape[0];
-  const Tensor a = frame.tensor({batch, plan.n, plan.n});
-  const Tensor b = frame.tensor({batch, plan.n, plan.n});
-  Tensor from = frame.tensor(x.shape), to = x;
+  const Tensor a = frame.tensor({batch, plan.n, plan.n}, plan.dtype);
+  const Tensor b = frame.tensor({batch, plan.n, plan.n}, plan.dtype);
+  Tensor from = frame.tensor(x.shape, plan.dtype), to = x;
   if (plan.steps % 2 == 0) std::swap(from, to);  // so that the last step lands in x
   normalize(ctx, plan, from, x);
   for (int k = 0; k < plan.steps; ++k) {
@@ -220,16 +230,17 @@ void polar(Context& ctx, const Polar& args) {
     for (int64_t i = 0; i < batch; ++i) svd_polar(ctx, args.x[i]);
     return;
   }
-  const Plan plan = make_plan(args.x.shape, args.method, args.steps);
+  const Plan plan = make_plan(ctx, args.x.shape, args.x.dtype, args.method, args.steps);
   for (int64_t i = 0; i < batch; i += plan.at_once) {
     const Tensor x = args.x.slice(i, std::min(plan.at_once, batch - i));
     plan.gram ? on_gram(ctx, plan, x) : plain(ctx, plan, x);
   }
 }
 
-int64_t polar_scratch_bytes(const Shape& shape, PolarMethod method, int steps) {
-  if (method == PolarMethod::svd) return svd_scratch_bytes(shape[1], shape[2]);
-  const Plan plan = make_plan(shape, method, steps);
-  const int64_t floats = (plan.gram ? 4 : 2) * plan.n * plan.n + plan.n * plan.m + 1;
-  return 4 * plan.at_once * floats + 6 * 64;  // arrays begin at multiples of 64 bytes
+int64_t polar_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, PolarMethod method,
+                            int steps) {
+  if (method == PolarMethod::svd) return svd_scratch_bytes(ctx, shape[1], shape[2]);
+  const Plan plan = make_plan(ctx, shape, dtype, method, steps);
+  return plan.at_once * (dtype_bytes(dtype) * plan.elements() + 4) +
+         row_norms_scratch_bytes(plan.at_once, plan.n * plan.m);
 }

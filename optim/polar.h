@@ -17,10 +17,13 @@
 // where everything but the first and the last product is small and symmetric. Rounding grows faster there, so
 // X and R are formed anew after a few steps: see gram_runs in polar.cpp.
 //
+// Matrices are f32, or on a GPU bf16 with sums in f32, as Muon's author runs it: the methods bear that, but
+// not the Gram matrix, so bf16 takes the plain iteration, three products a step and nothing between them.
+//
 // Every matrix of a batch is treated alone: the others never enter its result; the size of the batch can, by
 // rounding, because products are cut among threads by it. Zero gives zero, c X
 // gives the same as X for c > 0 (no eps: a zero norm divides to zero), a NaN spreads over its whole matrix.
-// float32; deterministic for a given number of threads.
+// Deterministic for a given number of threads. On a GPU only svd waits.
 //
 // Sources: Newton-Schulz: Higham, Functions of Matrices, eq. 5.22. keller5: K. Jordan, "Muon". polar-express:
 // Amsel et al., arXiv 2505.16932. modula6: Bernstein, "Newton-Schulz" of the modula documentation. quintic12:
@@ -56,12 +59,13 @@ const PolarSchedule& polar_schedule(PolarMethod method);
 std::span<const char* const> polar_names();
 
 struct Polar {
-  Tensor x;  // (batch, rows, cols), replaced by the polar factors
+  Tensor x;  // (batch, rows, cols), replaced by the polar factors; f32 for svd
   PolarMethod method;
   int steps = 0;  // 0: the method's own number
 };
 
 /// Replaces every matrix of the batch by its polar factor.
 void polar(Context& ctx, const Polar& args);
-/// Scratch of polar() for a batch of this shape.
-int64_t polar_scratch_bytes(const Shape& shape, PolarMethod method, int steps = 0);
+/// Scratch of polar() for a batch of this shape and dtype.
+int64_t polar_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, PolarMethod method,
+                            int steps = 0);

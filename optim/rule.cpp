@@ -65,14 +65,31 @@ std::vector<StateSpec> Smoothing::state(const Shape& block) const {
   return {{.name = "m", .shape = block}};
 }
 
-void Smoothing::apply(Context& ctx, Group& group, const RuleStep& step) const {
-  if (beta == 0 && step.grad_scale == 1) return;
-  for (Block& block : group.blocks)
-    smooth(ctx, {.u = block.grad,
-                 .m = beta == 0 ? Tensor{} : block.state[0],
-                 .g = block.grad,
-                 .beta = static_cast<float>(beta),
-                 .gain = ema ? static_cast<float>(1 - beta) : 1.0f,
-                 .scale = step.grad_scale,
-                 .nesterov = nesterov});
+namespace {
+Smooth smooth_block(const Smoothing& how, const Block& block, const RuleStep& step) {
+  return {.u = block.grad,
+          .m = how.beta == 0 ? Tensor{} : block.state[0],
+          .g = block.grad,
+          .beta = static_cast<float>(how.beta),
+          .gain = how.ema ? static_cast<float>(1 - how.beta) : 1.0f,
+          .scale = step.grad_scale,
+          .nesterov = how.nesterov};
+}
+}  // namespace
+
+void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const {
+  if (beta == 0 && !step.clips) return;
+  std::vector<Smooth> list;
+  for (const Block& block : blocks) list.push_back(smooth_block(*this, block, step));
+  smooth(ctx, list);
+}
+
+void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks,
+                         const RuleStep& step) const {
+  std::vector<Smooth> list;
+  for (const Block& block : blocks) {
+    list.push_back(smooth_block(*this, block, step));
+    list.back().u = to[static_cast<int64_t>(list.size()) - 1];
+  }
+  smooth(ctx, list);
 }

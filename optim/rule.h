@@ -49,7 +49,9 @@ struct StateSpec {
 /// What a rule is told about the step.
 struct RuleStep {
   int64_t t = 1;           // step number, counted from 1 (bias correction needs that)
-  float grad_scale = 1;    // multiply every gradient by this first: global clipping, folded in
+  Tensor grad_scale = {};  // (1) f32: multiply every gradient by this first, global clipping folded in; NaN:
+                           // leave the state alone, the directions do not matter; absent: 1
+  bool clips = false;      // grad_scale can be another number than 1
   bool want_dual = false;  // steepest descent by sharpness: return true dual vectors and the dual norm
 };
 
@@ -69,13 +71,15 @@ class Rule {
   virtual std::string norm_name() const = 0;
   /// True when the rule means nothing for vectors.
   virtual bool matrices_only() const { return false; }
+  /// True when direction() computes on the host in every build, so that a GPU waits for it.
+  virtual bool on_host() const { return false; }
   /// State per block of this shape.
   virtual std::vector<StateSpec> state(const Shape& block) const = 0;
   /// Scratch that direction() takes from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
   /// Updates the state and replaces every block's grad by its update direction. Each block's result depends
   /// on that block alone (but for rounding, see polar.h). Returns the sum of the blocks' dual norms of what
-  /// was dualized if step.want_dual, else 0.
+  /// was dualized if step.want_dual, else 0. Only enqueues work, unless want_dual or on_host().
   virtual double direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
 
  private:
@@ -93,8 +97,10 @@ struct Smoothing {
   bool ema = true;
   /// {"m"} when there is something to remember.
   std::vector<StateSpec> state(const Shape& block) const;
-  /// Replaces every gradient of the group by its smoothed value; state[0] is m.
-  void apply(Context& ctx, Group& group, const RuleStep& step) const;
+  /// Replaces every block's gradient by its smoothed value; state[0] is m.
+  void apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const;
+  /// The same into `to` (blocks, ...), f32 or on a GPU bf16; the gradients stay.
+  void apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks, const RuleStep& step) const;
 };
 /// Reads the keys momentum, nesterov and ema.
 Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback);

@@ -10,6 +10,7 @@
 // smoothed sign of, which is exact when both betas are 0.
 #include <cmath>
 
+#include "model/kernels/reduce.h"
 #include "optim/rule.h"
 #include "optim/update.h"
 
@@ -32,26 +33,31 @@ class Adam final : public Rule {
     return specs;
   }
 
+  int64_t scratch_bytes(const Context&, const Group&) const override { return whole_scratch_bytes(); }
+
   double direction(Context& ctx, Group& group, const RuleStep& step) const override {
     const double t = static_cast<double>(step.t);
     const double correction1 = bias_correction_ ? 1 - std::pow(beta1_, t) : 1;
     const double correction2 = bias_correction_ ? 1 - std::pow(beta2_, t) : 1;
+    std::vector<AdamDirection> list;
     double dual = 0;
-    for (Block& block : group.blocks) {
-      const Tensor m = beta1_ > 0 ? block.state.front() : Tensor{};
-      if (step.want_dual && !m) dual += sum_abs(ctx, block.grad) * step.grad_scale;
-      adam_direction(ctx, {.u = block.grad,
-                           .m = m,
-                           .v = beta2_ > 0 ? block.state.back() : Tensor{},
-                           .g = block.grad,
-                           .beta1 = static_cast<float>(beta1_),
-                           .beta2 = static_cast<float>(beta2_),
-                           .eps = static_cast<float>(eps_),
-                           .correction1 = static_cast<float>(correction1),
-                           .correction2 = static_cast<float>(correction2),
-                           .scale = step.grad_scale});
-      if (step.want_dual && m) dual += sum_abs(ctx, m) / correction1;
+    for (const Block& block : group.blocks) {
+      list.push_back({.u = block.grad,
+                      .m = beta1_ > 0 ? block.state.front() : Tensor{},
+                      .v = beta2_ > 0 ? block.state.back() : Tensor{},
+                      .g = block.grad,
+                      .beta1 = static_cast<float>(beta1_),
+                      .beta2 = static_cast<float>(beta2_),
+                      .eps = static_cast<float>(eps_),
+                      .correction1 = static_cast<float>(correction1),
+                      .correction2 = static_cast<float>(correction2),
+                      .scale = step.grad_scale});
+      if (step.want_dual && beta1_ == 0) dual += sum_abs(ctx, block.grad);
     }
+    if (dual > 0 && step.clips) dual *= *OnHost(ctx, step.grad_scale)->f32();
+    adam_direction(ctx, list);
+    if (step.want_dual && beta1_ > 0)
+      for (const Block& block : group.blocks) dual += sum_abs(ctx, block.state.front()) / correction1;
     return dual;
   }
 

@@ -12,7 +12,7 @@
 // muon defaults to momentum 0.95 with Nesterov, Keller's five steps and scale; spectral to no momentum, Polar
 // Express and scale none. K. Jordan, "Muon"; Liu et al., arXiv 2502.16982 (moonlight). Each matrix of a fused
 // q, k, v parameter is orthogonalised alone. Matrices of one shape are copied together and iterated as
-// batches.
+// batches, which are bf16 where the model computes in bf16 (but for svd).
 //
 // Asked for a dual norm it reports <g, u> with g the smoothed gradient: exact for ns=svd, and what the step
 // really achieves to first order for the approximate methods.
@@ -27,7 +27,6 @@
 
 namespace {
 constexpr const char* kScales[] = {"keller", "rms", "moonlight", "none"};
-constexpr int64_t kBatchBytes = int64_t{32} << 20;  // of matrices gathered together
 
 /// What muon and spectral start from.
 struct Defaults {
@@ -58,35 +57,57 @@ class Muon final : public Rule {
   bool matrices_only() const override { return true; }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
 
-  int64_t scratch_bytes(const Context&, const Group& group) const override {
-    const Shape batch = batch_shape(group);
-    return 4 * batch.size() + 64 + polar_scratch_bytes(batch, method_, steps_);
+  bool on_host() const override { return method_ == PolarMethod::svd; }
+
+  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
+    const Shape batch = batch_shape(ctx, group);
+    return dtype_bytes(batch_dtype(ctx)) * batch.size() +
+           std::max(polar_scratch_bytes(ctx, batch, batch_dtype(ctx), method_, steps_),
+                    whole_scratch_bytes());
   }
 
   double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group, step);
     Scratch::Frame frame(ctx.scratch);
-    const Tensor batch = frame.tensor(batch_shape(group));
-    const float scale = static_cast<float>(scale_of(group));
+    const Tensor batch = frame.tensor(batch_shape(ctx, group), batch_dtype(ctx));
+    const std::span<const Block> all = group.blocks;
     double dual = 0;
-    for (size_t first = 0; first < group.blocks.size(); first += static_cast<size_t>(batch.shape[0])) {
-      const int64_t count = std::min(batch.shape[0], static_cast<int64_t>(group.blocks.size() - first));
-      for (int64_t i = 0; i < count; ++i)
-        smooth(ctx, {.u = batch[i], .g = group.blocks[first + static_cast<size_t>(i)].grad});
-      polar(ctx, {.x = batch.slice(0, count), .method = method_, .steps = steps_});
-      for (int64_t i = 0; i < count; ++i) {
-        const Tensor& grad = group.blocks[first + static_cast<size_t>(i)].grad;
-        if (step.want_dual) dual += static_cast<double>(scale) * dot(ctx, grad, batch[i]);
-        smooth(ctx, {.u = grad, .g = batch[i], .gain = scale});
-      }
+    for (size_t first = 0; first < all.size(); first += static_cast<size_t>(batch.shape[0])) {
+      const auto blocks =
+          all.subspan(first, std::min(static_cast<size_t>(batch.shape[0]), all.size() - first));
+      const Tensor matrices = batch.slice(0, static_cast<int64_t>(blocks.size()));
+      dual += directions(ctx, blocks, matrices, static_cast<float>(scale_of(group)), step);
     }
     return dual;
   }
 
  private:
-  /// As many matrices as fit in kBatchBytes, at least one.
-  static Shape batch_shape(const Group& group) {
-    const int64_t fit = std::max<int64_t>(kBatchBytes / (4 * group.shape.size()), 1);
+  /// All matrices of a batch: gathered, orthogonalised, scattered.
+  double directions(Context& ctx, std::span<const Block> blocks, const Tensor& batch, float scale,
+                    const RuleStep& step) const {
+    if (step.want_dual) {  // then the smoothed gradients are needed once more
+      smoothing_.apply(ctx, blocks, step);
+      Smoothing().apply_to(ctx, batch, blocks, {});
+    } else {
+      smoothing_.apply_to(ctx, batch, blocks, step);
+    }
+    polar(ctx, {.x = batch, .method = method_, .steps = steps_});
+    double dual = 0;
+    std::vector<Smooth> list;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const Tensor factor = batch[static_cast<int64_t>(i)];
+      if (step.want_dual) dual += static_cast<double>(scale) * dot(ctx, blocks[i].grad, factor);
+      list.push_back({.u = blocks[i].grad, .g = factor, .gain = scale});
+    }
+    smooth(ctx, list);
+    return dual;
+  }
+
+  DType batch_dtype(const Context& ctx) const { return method_ == PolarMethod::svd ? DType::f32 : ctx.dtype; }
+  /// As many matrices as should be gathered together, at least one: what the caches of a CPU hold, all of
+  /// most models' on a GPU.
+  Shape batch_shape(const Context& ctx, const Group& group) const {
+    const int64_t most = ctx.where == Where::cpu ? int64_t{32} << 20 : int64_t{1} << 30;
+    const int64_t fit = std::max<int64_t>(most / (dtype_bytes(batch_dtype(ctx)) * group.shape.size()), 1);
     return {std::min(fit, static_cast<int64_t>(group.blocks.size())), group.shape[0], group.shape[1]};
   }
 

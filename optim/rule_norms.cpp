@@ -24,14 +24,14 @@ class LineNorm final : public Rule {
   std::string norm_name() const override { return ::norm_name(norm_); }
   bool matrices_only() const override { return true; }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
-  int64_t scratch_bytes(const Context&, const Group& group) const override {
-    return norm_scratch_bytes(norm_, group.shape);
+  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
+    return norm_scratch_bytes(ctx, norm_, group.shape);
   }
 
   double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group, step);
+    smoothing_.apply(ctx, group.blocks, step);
     double dual = 0;
-    for (Block& block : group.blocks) {
+    for (const Block& block : group.blocks) {
       if (step.want_dual) dual += dual_norm(ctx, norm_, block.grad, group.transposed);
       dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_, .transposed = group.transposed});
     }

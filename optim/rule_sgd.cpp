@@ -23,15 +23,15 @@ class Sgd final : public Rule {
     return std::string(::norm_name(norm_)) + (normalize_ ? "" : ", step 1/lr");
   }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
-  int64_t scratch_bytes(const Context&, const Group& group) const override {
-    return norm_scratch_bytes(norm_, group.shape);
+  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
+    return norm_scratch_bytes(ctx, norm_, group.shape);
   }
 
   double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group, step);
+    smoothing_.apply(ctx, group.blocks, step);
     double dual = 0;
     if (!normalize_ && !step.want_dual) return dual;
-    for (Block& block : group.blocks) {
+    for (const Block& block : group.blocks) {
       if (step.want_dual) dual += dual_norm(ctx, norm_, block.grad);
       dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_});
     }

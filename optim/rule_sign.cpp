@@ -4,6 +4,7 @@
 //   signum   m = beta m + (1 - beta) g;   u = sign(m)          Bernstein et al., arXiv 1802.04434
 #include "optim/norm.h"
 #include "optim/rule.h"
+#include "optim/update.h"
 
 namespace {
 class SignRule final : public Rule {
@@ -15,13 +16,19 @@ class SignRule final : public Rule {
   std::string norm_name() const override { return ::norm_name(NormKind::l1_linf); }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
 
+  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
+    return norm_scratch_bytes(ctx, NormKind::l1_linf, group.shape);
+  }
+
   double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group, step);
+    smoothing_.apply(ctx, group.blocks, step);
     double dual = 0;
-    for (Block& block : group.blocks) {
+    std::vector<Sign> list;
+    for (const Block& block : group.blocks) {
       if (step.want_dual) dual += dual_norm(ctx, NormKind::l1_linf, block.grad);
-      dualize(ctx, {.out = block.grad, .g = block.grad, .norm = NormKind::l1_linf});
+      list.push_back({.u = block.grad, .x = block.grad});
     }
+    sign(ctx, list);
     return dual;
   }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 // Fortran: every argument by address, matrices by columns, the length of a character string last.
 extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, const int* lda, double* s,
@@ -15,9 +16,25 @@ constexpr double kCutoff =
     1e-10;  // of the largest singular value; float32 inputs carry real ones down to 1e-7
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// A = U S V^T of one matrix, in scratch. LAPACK reads our row-major (rows, cols) as the transpose, (cols,
-/// rows) by columns, whose polar factor is the transpose of ours: we write it back the same way and never
-/// transpose.
+/// Working memory on the host: scratch on the CPU; on a GPU, whose scratch is out of reach, blocks of its
+/// own.
+class HostMemory {
+ public:
+  explicit HostMemory(Context& ctx) : ctx_(ctx), frame_(ctx.scratch) {}
+  double* doubles(int64_t count) {
+    if (ctx_.where == Where::cpu) return frame_.doubles(count);
+    return blocks_.emplace_back(static_cast<size_t>(count)).data();
+  }
+
+ private:
+  Context& ctx_;
+  Scratch::Frame frame_;
+  std::vector<std::vector<double>> blocks_;
+};
+
+/// A = U S V^T of one matrix, in host memory. LAPACK reads our row-major (rows, cols) as the transpose,
+/// (cols, rows) by columns, whose polar factor is the transpose of ours: we write it back the same way and
+/// never transpose.
 struct Decomposition {
   int m, n, r;  // of the matrix as LAPACK sees it: m = cols, n = rows, r = min
   bool vectors;
@@ -34,19 +51,19 @@ struct Decomposition {
     return static_cast<int>(size) + 1;
   }
 
-  Decomposition(Scratch::Frame& frame, const Tensor& w, bool with_vectors)
+  Decomposition(HostMemory& memory, const Tensor& w, bool with_vectors)
       : m(static_cast<int>(w.cols())),
         n(static_cast<int>(w.rows())),
         r(std::min(m, n)),
         vectors(with_vectors) {
     const int64_t M = m, N = n, R = r;
     lwork = work_size(m, n, vectors);
-    a = frame.doubles(M * N);
-    s = frame.doubles(R);
-    u = frame.doubles(vectors ? M * R : 1);
-    vt = frame.doubles(vectors ? R * N : 1);
-    work = frame.doubles(lwork);
-    iwork = reinterpret_cast<int*>(frame.floats(8 * R));
+    a = memory.doubles(M * N);
+    s = memory.doubles(R);
+    u = memory.doubles(vectors ? M * R : 1);
+    vt = memory.doubles(vectors ? R * N : 1);
+    work = memory.doubles(lwork);
+    iwork = reinterpret_cast<int*>(memory.doubles(4 * R));
   }
 
   /// False when the input is not finite.
@@ -63,27 +80,31 @@ struct Decomposition {
 };
 }  // namespace
 
-int64_t svd_scratch_bytes(int64_t rows, int64_t cols) {
+int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols) {
+  if (ctx.where == Where::gpu) return 0;
   const int64_t r = std::min(rows, cols);
   const int m = static_cast<int>(cols), n = static_cast<int>(rows);
   const int64_t work = std::max(Decomposition::work_size(m, n, true), Decomposition::work_size(m, n, false));
   const int64_t doubles = rows * cols + r + cols * r + r * rows + work;
-  return doubles * 8 + 8 * r * 4 + 6 * 64;  // six arrays, each rounded up to 64 bytes
+  return doubles * 8 + 8 * r * 4;
 }
 
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
-  Scratch::Frame frame(ctx.scratch);
-  Decomposition svd(frame, w, /*with_vectors=*/false);
+  const OnHost here(ctx, w);
+  HostMemory memory(ctx);
+  Decomposition svd(memory, w, /*with_vectors=*/false);
   expect(static_cast<int64_t>(values.size()) == svd.r, "singular_values: need min(rows, cols) values");
-  const bool finite = svd.run(w);
+  const bool finite = svd.run(*here);
   for (int i = 0; i < svd.r; ++i) values[static_cast<size_t>(i)] = finite ? svd.s[i] : kNaN;
 }
 
 double svd_polar(Context& ctx, const Tensor& x) {
-  Scratch::Frame frame(ctx.scratch);
-  Decomposition svd(frame, x, /*with_vectors=*/true);
-  if (!svd.run(x)) {
-    std::fill_n(x.f32(), x.size(), std::numeric_limits<float>::quiet_NaN());
+  OnHost here(ctx, x);
+  HostMemory memory(ctx);
+  Decomposition svd(memory, x, /*with_vectors=*/true);
+  if (!svd.run(*here)) {
+    std::fill_n(here->f32(), x.size(), std::numeric_limits<float>::quiet_NaN());
+    here.store();
     return kNaN;
   }
   const int64_t m = svd.m, n = svd.n;
@@ -100,6 +121,7 @@ double svd_polar(Context& ctx, const Tensor& x) {
       for (int64_t i = 0; i < m; ++i) out[i] += u[i] * v;
     }
   }
-  for (int64_t i = 0; i < m * n; ++i) x.f32()[i] = static_cast<float>(svd.a[i]);
+  for (int64_t i = 0; i < m * n; ++i) here->f32()[i] = static_cast<float>(svd.a[i]);
+  here.store();
   return sum;
 }

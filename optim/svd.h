@@ -14,10 +14,10 @@
 
 #include "model/kernels/context.h"
 
-/// Scratch of one call for a (rows, cols) matrix.
-int64_t svd_scratch_bytes(int64_t rows, int64_t cols);
+/// Scratch of one call for a (rows, cols) matrix; none on a GPU.
+int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols);
 
-/// `w` (rows, cols); `values` has min(rows, cols) entries, largest first.
+/// `w` (rows, cols) f32; `values` has min(rows, cols) entries, largest first.
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values);
-/// Replaces `x` (rows, cols) by its polar factor; returns the sum of the singular values.
+/// Replaces `x` (rows, cols) f32 by its polar factor; returns the sum of the singular values.
 double svd_polar(Context& ctx, const Tensor& x);

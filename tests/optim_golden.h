@@ -90,6 +90,53 @@ inline const nlohmann::json& optim_golden() {
   return numbers;
 }
 
+/// Makes a context run on some device: tests of the CPU and of the GPU share their bodies.
+using UseDevice = void (*)(Context&);
+inline void on_cpu(Context& ctx) {
+  use_cpu(ctx, 2);
+}
+
+/// Takes values to where ctx computes, in the tensor's dtype, and brings them back.
+inline void upload(Context& ctx, const Tensor& to, const Matrix& from) {
+  OnHost host(ctx, to, /*load=*/false);
+  for (int64_t i = 0; i < to.size(); ++i) {
+    const float value = from.data.at(static_cast<size_t>(i));
+    if (to.dtype == DType::bf16)
+      host->bf16()[i] = to_bf16(value);
+    else
+      host->f32()[i] = value;
+  }
+  host.store();
+}
+inline Matrix download(Context& ctx, const Tensor& from) {
+  const OnHost host(ctx, from);
+  Matrix m(from.rows(), from.cols());
+  for (int64_t i = 0; i < from.size(); ++i)
+    m.data[static_cast<size_t>(i)] = from.dtype == DType::bf16 ? to_float(host->bf16()[i]) : host->f32()[i];
+  return m;
+}
+
+/// A matrix in memory where ctx computes.
+class There {
+ public:
+  There(Context& ctx, const Matrix& m, DType dtype = DType::f32) : ctx_(ctx) {
+    arena_.add(&tensor_, dtype, {m.rows, m.cols});
+    arena_.allocate(ctx);
+    upload(ctx, tensor_, m);
+  }
+  const Tensor& tensor() const { return tensor_; }
+  /// (batch, rows / batch, cols)
+  Tensor batch(int64_t batch = 1) const {
+    return tensor_.view({batch, tensor_.shape[0] / batch, tensor_.shape[1]});
+  }
+  Matrix here() const { return download(ctx_, tensor_); }
+
+ private:
+  Context& ctx_;
+  Arena arena_{"test"};
+  Tensor tensor_;
+};
+
 /// A context on the CPU with plenty of scratch.
 struct CpuContext : Context {
   explicit CpuContext(int threads = 2, int64_t scratch_bytes = int64_t{64} << 20) {

@@ -175,7 +175,7 @@ TEST_P(EveryNorm, ScratchIsWhatIsPublished) {
   for (const auto& [rows, cols] : {std::pair{7, 4}, {4, 7}, {1, 9}, {130, 33}}) {
     Matrix g = random_matrix(rows, cols, 3);
     CpuContext ctx(2, 0);
-    ctx.scratch.reserve(norm_scratch_bytes(GetParam(), g.tensor().shape));
+    ctx.scratch.reserve(norm_scratch_bytes(ctx, GetParam(), g.tensor().shape));
     norm(ctx, GetParam(), g.tensor());
     dual_norm(ctx, GetParam(), g.tensor(), true);
     dualize(ctx, {.out = g.tensor(), .g = g.tensor(), .norm = GetParam()});

@@ -4,20 +4,11 @@
 #include <cmath>
 
 #include "optim/norm.h"
-#include "optim/polar.h"
 #include "optim/svd.h"
-#include "tests/optim_golden.h"
+#include "tests/polar_fixture.h"
 
 namespace {
 using nlohmann::json;
-
-Matrix polar_of(Context& ctx, Matrix x, PolarMethod method, int steps = 0) {
-  polar(ctx, {.x = x.batch(), .method = method, .steps = steps});
-  return x;
-}
-Matrix exact_polar(Context& ctx, const Matrix& x) {
-  return polar_of(ctx, x, PolarMethod::svd);
-}
 
 /// The polynomial of a method on one singular value, in float64.
 double on_scalar(PolarMethod method, double x, int steps = 0) {
@@ -30,47 +21,6 @@ double on_scalar(PolarMethod method, double x, int steps = 0) {
   return x;
 }
 
-/// A matrix with these singular values, in random directions.
-Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols, const std::vector<double>& values,
-                            uint32_t seed) {
-  const Matrix u = exact_polar(ctx, random_matrix(rows, static_cast<int64_t>(values.size()), seed));
-  Matrix v = exact_polar(ctx, random_matrix(static_cast<int64_t>(values.size()), cols, seed + 1));
-  for (int64_t i = 0; i < v.rows; ++i)
-    for (int64_t j = 0; j < v.cols; ++j) v(i, j) *= static_cast<float>(values[static_cast<size_t>(i)]);
-  return product(u, v);
-}
-
-/// The same iteration in float64 on plain loops, X X^T always from the left: the oracle.
-Matrix in_float64(const Matrix& x, PolarMethod method) {
-  const double norm = std::sqrt(inner(x, x));
-  std::vector<double> y(x.data.begin(), x.data.end());
-  const PolarSchedule& schedule = polar_schedule(method);
-  const auto r = static_cast<size_t>(x.rows), c = static_cast<size_t>(x.cols);
-  for (double& value : y) value /= norm * schedule.safety;
-  for (int k = 0; k < schedule.default_steps; ++k) {
-    std::vector<double> a(r * r, 0), b(r * r, 0), z(r * c, 0);
-    for (size_t i = 0; i < r; ++i)
-      for (size_t j = 0; j < r; ++j)
-        for (size_t l = 0; l < c; ++l) a[i * r + j] += y[i * c + l] * y[j * c + l];
-    for (size_t i = 0; i < r; ++i)
-      for (size_t l = 0; l < r; ++l)
-        for (size_t j = 0; j < r; ++j) b[i * r + j] += schedule.at(k).c * a[i * r + l] * a[l * r + j];
-    for (size_t i = 0; i < r * r; ++i) b[i] += schedule.at(k).b * a[i];
-    for (size_t i = 0; i < r; ++i) {
-      for (size_t j = 0; j < c; ++j) z[i * c + j] = schedule.at(k).a * y[i * c + j];
-      for (size_t l = 0; l < r; ++l)
-        for (size_t j = 0; j < c; ++j) z[i * c + j] += b[i * r + l] * y[l * c + j];
-    }
-    y = z;
-  }
-  Matrix out(x.rows, x.cols);
-  for (size_t i = 0; i < y.size(); ++i) out.data[i] = static_cast<float>(y[i]);
-  return out;
-}
-
-constexpr PolarMethod kIterations[] = {PolarMethod::keller5, PolarMethod::polar_express,
-                                       PolarMethod::cubic,   PolarMethod::quintic12,
-                                       PolarMethod::hybrid,  PolarMethod::modula6};
 }  // namespace
 
 TEST(PolarTable, ScalarsAsExpected) {
@@ -131,34 +81,11 @@ TEST(PolarTable, CubicRegions) {  // (0, sqrt 3) -> 1; (sqrt 3, 2] -> -1, silent
 }
 
 TEST(Polar, ExpectedMatrices) {
-  CpuContext ctx;
-  const std::pair<const char*, PolarMethod> rows[] = {
-      {"cubic_20", PolarMethod::cubic},   {"keller5", PolarMethod::keller5},
-      {"hybrid8_2", PolarMethod::hybrid}, {"quintic12", PolarMethod::quintic12},
-      {"modula6", PolarMethod::modula6},  {"polar_express5", PolarMethod::polar_express}};
-  const json& numbers = optim_golden();
-  for (const auto& [name, method] : rows)
-    for (const char* example : {"tall_3x2", "wide_2x3"}) {
-      const Matrix g(numbers.at("norm_examples").at(example).at("G"));
-      const Matrix expected(numbers.at("ns_outputs").at(name).at(example));
-      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4) << name << " " << example;
-    }
-  for (const auto& [example, norms] : numbers.at("norm_examples").items())
-    EXPECT_LT(deviation(exact_polar(ctx, Matrix(norms.at("G"))), Matrix(norms.at("polar"))), 1e-6) << example;
+  check_expected_polars(on_cpu);
 }
 
-// Square, tall, wide, odd, and clearly rectangular ones, which run on the Gram matrix.
 TEST(Polar, SameAsFloat64) {
-  CpuContext ctx;
-  uint32_t seed = 1;
-  for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {7, 29}, {16, 64}, {1, 5}, {1, 1}})
-    for (const PolarMethod method : kIterations) {
-      SCOPED_TRACE(testing::Message() << polar_schedule(method).name << " " << rows << " x " << cols);
-      const Matrix g = random_matrix(rows, cols, seed++);
-      const Matrix expected = in_float64(g, method);
-      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4);
-      EXPECT_LT(deviation(polar_of(ctx, g.transposed(), method).transposed(), expected), 1e-4);
-    }
+  check_polars_in_float64(on_cpu);
 }
 
 // Singular values over five decades, as gradients have: the small ones must come out as the polynomial says.
@@ -243,23 +170,7 @@ TEST(Polar, BatchEqualsOneByOne) {
 }
 
 TEST(Polar, ZeroAndNaN) {
-  CpuContext ctx;
-  for (size_t i = 0; i < polar_schedules().size(); ++i) {
-    const auto method = static_cast<PolarMethod>(i);
-    for (const int64_t cols : {6, 20}) {
-      SCOPED_TRACE(testing::Message() << polar_names()[i] << " " << cols);
-      for (float x : polar_of(ctx, Matrix(6, cols), method).data) EXPECT_EQ(x, 0);
-      Matrix bad = random_matrix(6, cols, 1);
-      bad(2, 3) = std::nanf("");
-      for (float x : polar_of(ctx, bad, method).data) EXPECT_TRUE(std::isnan(x));
-      // A NaN stays in its own matrix.
-      Matrix two = random_matrix(12, cols, 2);
-      two(1, 1) = std::nanf("");
-      polar(ctx, {.x = {two.data.data(), Shape{2, 6, cols}}, .method = method});
-      EXPECT_TRUE(std::isnan(two(0, 0)));
-      for (int64_t j = 0; j < cols; ++j) EXPECT_FALSE(std::isnan(two(7, j)));
-    }
-  }
+  check_polars_of_zero_and_nan(on_cpu);
 }
 
 TEST(Polar, ScratchIsWhatIsPublished) {
@@ -271,7 +182,7 @@ TEST(Polar, ScratchIsWhatIsPublished) {
         Matrix x = random_matrix(7 * rows, cols, 1);
         const Tensor batch{x.data.data(), Shape{7, rows, cols}};
         CpuContext ctx(2, 0);
-        ctx.scratch.reserve(polar_scratch_bytes(batch.shape, method, steps));
+        ctx.scratch.reserve(polar_scratch_bytes(ctx, batch.shape, DType::f32, method, steps));
         EXPECT_NO_THROW(polar(ctx, {.x = batch, .method = method, .steps = steps}));
       }
 }
