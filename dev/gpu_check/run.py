@@ -1,0 +1,471 @@
+"""Everything that only a GPU can show, in one call: see dev/gpu_check.sh.
+
+Each stage is a function that runs our own programs and returns figures; it has a budget of seconds, is stopped when it
+overruns, and fails alone: what follows still runs, and the report says what happened. Correctness comes first.
+Standard library only.
+"""
+import argparse
+import array
+import datetime
+import glob
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+
+import report
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# The tests of what runs on a GPU, and of every PTX wrapper bit by bit.
+GPU_TESTS = "*Gpu*:*Stream*:*Cuda*:*Mma*:*Hopper*:*Wgmma*:*Fragment*:*Ptx*"
+# Small enough for a checker that slows kernels down a hundredfold.
+SANITIZED_TESTS = "GpuF32.*=1,T=3,C=16*:GpuBf16.*T=5,C=33*:GpuBf16.matmul/M=7*:GpuBf16.cross_entropy/N=5*:*GpuAttention*"
+
+
+class Failed(Exception):
+    """A stage that went wrong, and why; with the figures that it has all the same."""
+
+    def __init__(self, why, figures=None):
+        super().__init__(why)
+        self.figures = figures
+
+
+class Skipped(Exception):
+    """A stage that cannot run here, and why."""
+
+
+class Tools:
+    """What all stages share: options, folders, environment, and running programs within their time."""
+
+    def __init__(self, options):
+        self.o = options
+        self.out = os.path.abspath(options.out)
+        self.work = os.path.join(ROOT, "build", f"gpu-check-{os.getpid()}")  # large: checkpoints
+        self.build = os.path.abspath(options.build)
+        self.env = dict(os.environ)
+        self.until = time.monotonic() + options.time_limit
+        self.stage_until = self.until
+        self.stage = ""
+        os.makedirs(self.work)
+        os.makedirs(self.out, exist_ok=True)
+
+    def program(self, name):
+        path = os.path.join(self.build, name)
+        if not os.access(path, os.X_OK):
+            raise Skipped(f"no program {path}")
+        return path
+
+    def left(self):
+        return max(1.0, self.stage_until - time.monotonic())
+
+    def run(self, command, own_libraries=True, check=True, name=None):
+        """Runs a program to its end or to the end of the stage's time; returns what it printed, both streams."""
+        log = os.path.join(self.work, f"{self.stage}{'-' + name if name else ''}.log")
+        with open(log, "ab") as file:
+            file.write(f"$ {' '.join(command)}\n".encode())
+            file.flush()
+            start = file.tell()
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                                       env=self.env if own_libraries else os.environ, start_new_session=True)
+            try:
+                status = process.wait(self.left())
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise Failed(f"{os.path.basename(command[0])} was stopped: the stage's time was over") from None
+        with open(log, "rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+        if check and status != 0:
+            last = " / ".join(text.strip().splitlines()[-3:])
+            raise Failed(f"{os.path.basename(command[0])} ended with status {status}: {last}")
+        return text
+
+    def size(self, real, tiny):
+        return tiny if self.o.self_test else real
+
+
+# --------------------------------------------------------------------------------------------------------- the stages
+
+def machine(tools):
+    """Names and versions of what the figures were measured on."""
+    found = {"python": sys.version.split()[0], "cores": len(os.sched_getaffinity(0))}
+    with open("/proc/meminfo") as file:
+        found["memory_gib"] = round(int(file.readline().split()[1]) / 2**20)
+    if shutil.which("nvidia-smi"):
+        fields = ["name", "driver_version", "memory.total", "clocks.max.sm", "power.limit"]
+        line = tools.run(["nvidia-smi", "--query-gpu=" + ",".join(fields), "--format=csv,noheader"])
+        found.update(zip(fields, (value.strip() for value in line.splitlines()[0].split(","))))
+    elif not tools.o.self_test:
+        raise Failed("no nvidia-smi: is there a GPU?")
+    if shutil.which("nvcc"):
+        found["nvcc"] = re.search(r"release ([\d.]+)", tools.run(["nvcc", "--version"], name="nvcc")).group(1)
+    revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    found["revision"] = revision.stdout.strip() or "unknown"
+    return found
+
+
+def find_cuda(name):
+    """The folder of CUDA that holds a library, and the library: the toolkit, or packages of Python."""
+    nvcc = shutil.which("nvcc")
+    homes = [os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))] if nvcc else []
+    homes += ["/usr/local/cuda"]
+    for folder in sys.path:
+        homes += sorted(glob.glob(os.path.join(folder, "nvidia", "*")))
+    for home in homes:
+        for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
+            found = glob.glob(os.path.join(home, folder, f"lib{name}.so*"))
+            if found:
+                return home, min(found, key=len)
+    raise Failed(f"no lib{name}.so beside nvcc or among Python's packages")
+
+
+def build(tools):
+    """The program, the tests and the harness: as they came in --deps, or built here."""
+    o = tools.o
+    if o.self_test:
+        programs = ("train_gpt", "tests/all", "harness")
+        missing = [name for name in programs if not os.access(os.path.join(tools.build, name), os.X_OK)]
+        if missing:
+            raise Failed(f"not in {tools.build}: {' '.join(missing)}")
+        for which in ([], ["--tests"]):  # every case can be asked for by its name
+            names = tools.run([tools.program("harness"), "--names", *which], name="names")
+            path = os.path.join(tools.work, "names.txt")
+            with open(path, "w") as file:
+                file.write(names)
+            again = tools.run([tools.program("harness"), "--names", "--cases", path], name="names")
+            if again != names:
+                wrong = [a for a, b in zip(names.splitlines(), again.splitlines()) if a != b]
+                raise Failed(f"the harness makes another case of {(wrong or ['some'])[0]}")
+        return {"how": "already there"}
+    deps = ""
+    if o.deps:
+        deps = os.path.abspath(o.deps)
+        if os.path.isfile(deps):
+            with tarfile.open(deps) as archive:
+                archive.extractall(tools.work)
+            deps = os.path.join(tools.work, "gpu-deps")
+        if not os.path.isdir(deps):
+            raise Failed(f"no folder {deps}: make it with dev/gpu_bundle.sh")
+    links = os.path.join(tools.work, "cuda-links")  # -lcublasLt, also where only a versioned name lies
+    os.makedirs(links)
+    found = {name: find_cuda(name) for name in ("cublasLt", "cudart")}
+    for name, (_, library) in found.items():
+        os.symlink(library, os.path.join(links, f"lib{name}.so"))
+    libraries = [os.path.dirname(library) for _, library in found.values()]
+    includes = [os.path.join(home, "include") for home, _ in found.values()]
+
+    def prepend(variable, *folders):
+        old = [tools.env[variable]] if tools.env.get(variable) else []
+        tools.env[variable] = ":".join([f for f in folders if os.path.isdir(f)] + old)
+
+    prepend("CPATH", os.path.join(deps, "include"), *includes)
+    prepend("LIBRARY_PATH", os.path.join(deps, "lib"), links, *libraries)
+    prepend("LD_LIBRARY_PATH", os.path.join(deps, "lib"), *libraries)
+
+    prebuilt = os.path.join(deps, "bin")
+    if deps and os.path.isdir(prebuilt) and not o.rebuild:
+        try:
+            tools.build = prebuilt
+            tools.run([tools.program("train_gpt"), "--help"])
+            return {"how": "built elsewhere, carried in " + os.path.basename(o.deps)}
+        except Failed as failure:  # other system libraries: build here
+            print(f"  the carried programs do not run here ({failure}); building")
+            tools.build = os.path.abspath(o.build)
+    programs = [os.path.join(o.build, name) for name in ("train_gpt", "tests/all", "harness", "dev/bench")]
+    jobs = len(os.sched_getaffinity(0))
+    tools.run(["make", "-k", f"-j{jobs}", "DEVICE=cuda", f"BUILD={o.build}", f"CUDA_HOME={found['cudart'][0]}"] + programs)
+    return {"how": f"built here with {jobs} jobs"}
+
+
+def gtest(tools, filter_, prefix=()):
+    result = os.path.join(tools.work, f"{tools.stage}.json")
+    tools.env["TRAIN_GPT"] = tools.program("train_gpt")
+    tools.run([*prefix, tools.program("tests/all"), f"--gtest_filter={filter_}", f"--gtest_output=json:{result}",
+               "--gtest_brief=1"], check=False)
+    if not os.path.exists(result):
+        raise Failed("the test program ended before it could report")
+    with open(result) as file:
+        suites = json.load(file)["testsuites"]
+    ran = [(f"{s['name']}.{t['name']}", t) for s in suites for t in s["testsuite"] if t["status"] == "RUN"]
+    if not ran:
+        raise Failed(f"no test matches {filter_}")
+    failed = [name for name, test in ran if test.get("failures")]
+    counts = {"tests": len(ran), "failed": failed[:50],
+              "skipped": sum(t.get("result") == "SKIPPED" for _, t in ran)}
+    if failed:
+        raise Failed(f"{len(failed)} of {len(ran)} tests failed, the first: {failed[0]}", counts)
+    return counts
+
+
+def gpu_tests(tools):
+    """Every CUDA half against its float64 oracle, every PTX wrapper bit by bit: the same test program as everywhere."""
+    return gtest(tools, tools.size(GPU_TESTS, "GpuF32.gelu*:GpuBf16.gelu*"))
+
+
+def all_tests(tools):
+    """The rest of the test program on this machine."""
+    if tools.o.self_test:
+        raise Skipped("make test runs them")
+    return gtest(tools, f"-{GPU_TESTS}:*Kill*")
+
+
+def sanitized(tools, tool):
+    if tools.o.self_test:
+        raise Skipped("compute-sanitizer needs a GPU")
+    if not shutil.which("compute-sanitizer"):
+        raise Skipped("compute-sanitizer is not installed")
+    counts = gtest(tools, SANITIZED_TESTS,
+                   prefix=["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"])
+    with open(os.path.join(tools.work, f"{tools.stage}.log"), errors="replace") as file:
+        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", file.read())
+    if not summary:
+        raise Failed("compute-sanitizer gave no summary")
+    if not re.search(r"SUMMARY: 0 (errors|hazards)", summary[-1]):
+        raise Failed(summary[-1], counts)
+    return counts | {"summary": summary[-1]}
+
+
+def memcheck(tools):
+    """compute-sanitizer: accesses outside of allocations."""
+    return sanitized(tools, "memcheck")
+
+
+def racecheck(tools):
+    """compute-sanitizer: missing barriers."""
+    return sanitized(tools, "racecheck")
+
+
+def harness(tools, arguments, dtype):
+    """The harness writes its results as it goes: what it had when it was stopped counts."""
+    result = os.path.join(tools.work, f"{tools.stage}.json")
+    text, stopped = "", None
+    try:
+        text = tools.run([tools.program("harness"), "--device", "cuda", "--dtype", dtype, "--json", result,
+                          "--seconds", str(tools.size(0.2, 0.001)), *arguments], check=False)
+    except Failed as failure:
+        stopped = str(failure)
+    if not os.path.exists(result):
+        raise Failed(stopped or " / ".join(text.strip().splitlines()[-2:]))
+    with open(result) as file:
+        figures = json.load(file)
+    wrong = [row["case"] for row in figures["results"] if "failure" in row]
+    if wrong:
+        raise Failed(f"{len(wrong)} of {len(figures['results'])} wrong, the first: {wrong[0]}", figures)
+    if stopped:
+        raise Failed(f"{stopped}, after {len(figures['results'])} cases", figures)
+    return figures
+
+
+def gemm(tools):
+    """cuBLASLt on the products of GPT-2 124M at 65536 tokens, and candidates beside it."""
+    sizes = tools.size([], ["--tokens", "32", "--channels", "16", "--vocab", "128", "--chunk", "16"])
+    path = os.path.join(tools.work, "gemm_cases.txt")
+    shapes = subprocess.run([sys.executable, os.path.join(ROOT, "dev/gpu_check/gemm_shapes.py"), *sizes],
+                            capture_output=True, text=True, check=True)
+    with open(path, "w") as file:
+        file.write(shapes.stdout)
+    return harness(tools, ["--cases", path], "bf16")
+
+
+OP_SIZES = ("B=64,T=1024,C=768,NH=12,V=50257,chunk=8192", "B=1,T=8,C=32,NH=2,V=200,chunk=8")
+
+
+def ops_bf16(tools):
+    """Every operation of a training step of GPT-2 124M, 64 x 1024 tokens, bf16, against this GPU's rooflines."""
+    return harness(tools, ["--shape", tools.size(*OP_SIZES)], "bf16")
+
+
+def ops_fp32(tools):
+    """The same in fp32, 8 x 1024 tokens."""
+    sizes = OP_SIZES[0].replace("B=64", "B=8").replace("chunk=8192", "chunk=2048")
+    return harness(tools, ["--shape", tools.size(sizes, OP_SIZES[1])], "fp32")
+
+
+def random_shard(path, tokens, vocab):
+    """A token shard (256 int32 of header, then uint16 ids) of random ids, the same every time."""
+    state, ids = 1, array.array("H")
+    for _ in range(tokens):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        ids.append((state >> 33) % vocab)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<256i", 20240520, 1, tokens, *[0] * 253))
+        ids.tofile(file)
+
+
+def text_shards(tools):
+    """Shards of real text that is always at hand: our own sources, as bytes."""
+    folder, text = os.path.join(tools.work, "text"), os.path.join(tools.work, "text.txt")
+    if not os.path.isdir(folder):
+        with open(text, "w") as file:
+            for name in sorted(glob.glob(os.path.join(ROOT, "model/**/*.cpp"), recursive=True)):
+                with open(name) as source:
+                    file.write(source.read())
+        tools.run([tools.program("train_gpt"), "prepare", "--text", text, "--out", folder], name="prepare")
+    return os.path.join(folder, "train_*.bin")
+
+
+def read_log(folder):
+    with open(os.path.join(folder, "log.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+def train(tools):
+    """The program itself: GPT-2 124M, 64 x 1024 tokens a step, from its launch."""
+    B, T, steps = tools.size((64, 1024, 20), (1, 8, 2))
+    if tools.o.self_test:  # bytes: a small vocabulary
+        shard = text_shards(tools)
+    else:
+        shard = os.path.join(tools.work, "train_000000.bin")
+        random_shard(shard, B * T * 4 + 1, 50257)
+    figures = {}
+    for recipe in ("default", "adamw"):
+        folder = os.path.join(tools.work, f"train-{recipe}")
+        recipe_option = [] if recipe == "default" else ["--recipe", recipe]
+        start = time.time()
+        tools.run([tools.program("train_gpt"), "train", "--train", shard, "--val", shard, "--out", folder,
+                   "--model", tools.size("gpt2", "gpt2:layers=1,channels=16,heads=1,positions=8"), "--device", "cuda",
+                   "--dtype", "bf16", "--batch-size", str(B), "--seq-len", str(T), "--steps", str(steps),
+                   "--val-tokens", str(T), "--checkpoint-every", "0", *recipe_option])
+        seconds = time.time() - start
+        log = read_log(folder)
+        steps_ms = [line["step_ms"] for line in log if line["type"] == "train"]
+        losses = [line["loss"] for line in log if line["type"] == "train"]
+        settled = statistics.median(steps_ms[min(5, len(steps_ms) - 1):])
+        figures[recipe] = {"step_ms": settled, "tokens_per_second": 1e3 * B * T / settled, "first_step_ms": steps_ms[0],
+                           "first_loss": losses[0], "last_loss": losses[-1], "whole_run_seconds": seconds}
+    return {"batch_size": B, "seq_len": T, "steps": steps, "recipes": figures}
+
+
+def phases(tools):
+    """Where a step's time goes, per operation, against the floor of this GPU."""
+    if tools.o.self_test:
+        raise Skipped("no executor needs this: dev/bench is the same program on every device")
+    line = tools.run([tools.program("dev/bench"), "--model", "gpt2", "--batch-size", "64", "--seq-len", "1024", "--vocab",
+                      "50257", "--recipe", tools.o.recipe, "--device", "cuda", "--dtype", "bf16", "--json"])
+    return json.loads(line.strip().splitlines()[-1])
+
+
+def pytorch(tools):
+    """The same step in PyTorch: compiled, flash attention, bf16; AdamW and torch.optim.Muon."""
+    command = [tools.o.python, os.path.join(ROOT, "dev/gpu_check/pytorch_peer.py")]
+    if subprocess.run([tools.o.python, "-c", "import torch"], capture_output=True).returncode != 0:
+        raise Skipped(f"{tools.o.python} has no torch")
+    if tools.o.self_test:
+        command += ("--device cpu --no-compile --layers 1 --channels 16 --heads 1 --vocab 100 --batch-size 1 "
+                    "--seq-len 8 --steps 2 --warmup 1").split()
+    try:
+        text = tools.run(command, own_libraries=False)
+    except Failed as failure:  # what was measured before it was stopped still counts
+        with open(os.path.join(tools.work, "pytorch.log"), errors="replace") as file:
+            text = file.read()
+        if '{"torch"' not in text:
+            raise failure
+    return json.loads([line for line in text.splitlines() if line.startswith('{"torch"')][-1])
+
+
+def parity(tools):
+    """One small model, one seed, three runs: CPU fp32, GPU fp32, GPU bf16. The losses must stay together."""
+    shards = text_shards(tools)
+    B, T, steps = tools.size((16, 128, 100), (1, 8, 2))
+    model = tools.size("gpt2-micro", "gpt2-nano:layers=1,channels=16,heads=1")
+    curves = {}
+    for device, dtype in (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")):
+        folder = os.path.join(tools.work, f"parity-{device}-{dtype}")
+        tools.run([tools.program("train_gpt"), "train", "--train", shards, "--val", shards, "--out", folder, "--model", model, "--batch-size", str(B), "--seq-len", str(T), "--steps",
+                   str(steps), "--device", device, "--dtype", dtype, "--val-tokens", str(T * B)])
+        curves[f"{device} {dtype}"] = [line["loss"] for line in read_log(folder) if line["type"] == "train"]
+    far = lambda name: max(abs(a - b) for a, b in zip(curves["cpu fp32"], curves[name]))
+    figures = {"curves": curves, "largest_difference_fp32": far("cuda fp32"), "largest_difference_bf16": far("cuda bf16"),
+               "allowed_fp32": 0.01, "allowed_bf16": 0.1}
+    for dtype in ("fp32", "bf16"):
+        if not figures[f"largest_difference_{dtype}"] <= figures[f"allowed_{dtype}"]:
+            raise Failed(f"{dtype} losses differ by {figures[f'largest_difference_{dtype}']:.4f} from the CPU's", figures)
+    return figures
+
+
+# Seconds are what each may take; the sum may pass the limit, because most need far less.
+STAGES = [(machine, 15), (build, 240), (gpu_tests, 120), (parity, 60), (memcheck, 45), (racecheck, 45), (train, 60),
+          (phases, 45), (gemm, 60), (ops_bf16, 90), (pytorch, 150), (ops_fp32, 60), (all_tests, 120)]
+
+
+def run_stages(tools, results, after_each):
+    """Fills `results` stage by stage."""
+    for stage, seconds in STAGES:
+        name = stage.__name__
+        if (tools.o.only and name not in tools.o.only + ["machine", "build"]) or name in tools.o.skip:
+            continue
+        start = time.monotonic()
+        tools.stage, tools.stage_until = name, min(tools.until, start + seconds)
+        print(f"{name}: {stage.__doc__}", flush=True)
+        try:
+            if start >= tools.until:
+                raise Skipped("the time is used up")
+            outcome = {"status": "ok", "figures": stage(tools)}
+        except Skipped as why:
+            outcome = {"status": "skipped", "why": str(why)}
+        except Exception as why:  # a stage fails alone, whatever happened in it
+            outcome = {"status": "failed", "why": str(why) if isinstance(why, Failed) else repr(why)}
+            if getattr(why, "figures", None):
+                outcome["figures"] = why.figures
+        outcome["seconds"] = round(time.monotonic() - start, 1)
+        results[name] = outcome
+        print(f"  {outcome['status']} ({outcome['seconds']} s) {outcome.get('why', '')}", flush=True)
+        after_each()
+
+
+def parse_options():
+    names = [stage.__name__ for stage, _ in STAGES]
+    parser = argparse.ArgumentParser(prog="dev/gpu_check.sh", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deps", metavar="PATH", help="build/gpu-deps.tar.xz or its folder, where packages are missing")
+    parser.add_argument("--out", default="build/gpu-check", metavar="DIR", help="for the report and the logs")
+    parser.add_argument("--keep", action="store_true", help="also copy the report to dev/results/")
+    parser.add_argument("--build", metavar="DIR", help="build folder (default build/cuda)")
+    parser.add_argument("--rebuild", action="store_true", help="build here even if --deps carries programs")
+    parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="STAGE", help=", ".join(names))
+    parser.add_argument("--skip", nargs="+", choices=names, default=[], metavar="STAGE")
+    parser.add_argument("--recipe", default="adamw", help="of the phase table")
+    parser.add_argument("--time-limit", type=float, default=570, metavar="SECONDS", help="for all stages together")
+    parser.add_argument("--python", default=sys.executable, help="the Python that has torch")
+    parser.add_argument("--self-test", action="store_true",
+                        help="tiny sizes in the executor of dev/cuda_on_cpu: tests this script, needs no GPU")
+    o = parser.parse_args()
+    o.build = o.build or ("build/sim" if o.self_test else "build/cuda")
+    return o
+
+
+def main():
+    o = parse_options()
+    tools = Tools(o)
+    start, results, paths = time.time(), {}, []
+    record = {"date": datetime.date.today().isoformat(), "self_test": o.self_test, "stages": results}
+
+    def write_report():  # after every stage: a run that is killed leaves what it had
+        record["seconds"] = round(time.time() - start, 1)
+        paths[:] = report.write(record, tools.out)
+
+    run_stages(tools, results, write_report)
+    logs = os.path.join(tools.out, "logs.tar.gz")
+    with tarfile.open(logs, "w:gz") as archive:
+        for path in sorted(glob.glob(os.path.join(tools.work, "*.log"))):
+            archive.add(path, os.path.basename(path))
+    shutil.rmtree(tools.work)
+    if o.keep:
+        for path in paths:
+            shutil.copy(path, os.path.join(ROOT, "dev/results"))
+    with open(paths[0]) as file:
+        print("\n" + file.read())
+    print(f"report: {' '.join(paths)}; logs: {logs}")
+    return any(outcome["status"] == "failed" for outcome in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
