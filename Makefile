@@ -6,68 +6,91 @@ JOBS := $(shell nproc 2>/dev/null || echo 2)
 
 # ---------------------------------------------------------------------------------------------------- the compiler
 CXX      ?= g++
-BUILD    ?= build/cpu
+NVCC     ?= nvcc
+# What runs the CUDA halves: cpu (none are built), cuda (a GPU: where there are nvcc and a GPU, or with CUDA=1), or sim, the
+# executor of dev/cuda_on_cpu, for tests.
+ifeq ($(origin CUDA),undefined)
+CUDA     := $(shell command -v $(NVCC) >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo 1)
+endif
+DEVICE   ?= $(if $(filter 1,$(CUDA)),cuda,cpu)
+BUILD    ?= build/$(DEVICE)
 OPT      ?= -O2 -march=native
 WARN     := -Wall -Wextra -Werror
 # No fast-math: a NaN must stay a NaN. These two only promise that nobody reads errno or traps after maths.
 MATH     := -fno-math-errno -fno-trapping-math
-CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=0 $(EXTRA)
+CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(EXTRA)
 LDFLAGS   = -fopenmp $(EXTRA)
 LDLIBS   := -ldnnl -llapack -lfmt
 
-# The CUDA halves of the operations do not exist yet, so the CPU program is what gets built, and we say so.
-ifeq ($(CUDA),1)
-$(error CUDA=1: this version has no CUDA kernels yet, build without it)
-endif
-
 LIB_SOURCES  ?= $(wildcard *.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
-TEST_SOURCES ?= $(wildcard tests/test_*.cpp)
-objects = $(patsubst %.cpp,$(BUILD)/%.o,$(1))
+TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))
+CUDA_SOURCES := $(wildcard model/kernels/*.cu optim/*.cu)
+objects = $(patsubst %,$(BUILD)/%.o,$(basename $(filter-out %.cu,$(1)))) $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(1)))
+
+# The CUDA halves: compiled by nvcc for sm_80 and newer, or by g++ for the executor.
+CUDA_ARCH  ?= -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
+NVCC_FLAGS  = -std=c++20 -O3 $(CUDA_ARCH) -lineinfo -I. -DHAVE_GPU_KERNELS=1 -ccbin $(CXX) -Xcompiler -Wall,-Wextra -Werror all-warnings
+ifeq ($(DEVICE),sim)
+LIB_SOURCES  += $(filter-out model/kernels/%_cublaslt.cu,$(CUDA_SOURCES)) $(wildcard dev/cuda_on_cpu/*.cpp)
+TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
+CXXFLAGS += -DCUDA_ON_CPU -Wno-unknown-pragmas
+else ifeq ($(DEVICE),cuda)
+LIB_SOURCES  += $(CUDA_SOURCES)
+TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
+CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC)))..)
+LDLIBS   += -L$(CUDA_HOME)/lib64 -lcudart -lcublasLt
+endif
 
 # ------------------------------------------------------------------------------------------------------- packages
 RUN_PACKAGES   := g++ libdnnl-dev liblapack-dev libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox bible-kjv
 TEST_PACKAGES  := libgtest-dev
-CHECK_PACKAGES := clang-format clang-tidy
+BENCH_PACKAGES := libbenchmark-dev
+CHECK_PACKAGES := clang-format clang-tidy $(BENCH_PACKAGES)
 
 # --------------------------------------------------------------------------------------------------------- targets
 .PHONY: all run test check bench deps format lint help clean gpu-check detect
 all: detect train_gpt
 
 help:
-	@echo 'make            build train_gpt'
+	@echo 'make            build train_gpt, for GPUs too where there are nvcc and a GPU, or with CUDA=1'
 	@echo 'make run        everything: install, build, get the text, train, plot, sample (4 minutes on 2 cores)'
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
-	@echo 'make bench      time per phase and operation against the matrix-product floor of this machine'
+	@echo 'make bench      time per phase and operation against the floor of this machine'
+	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
 
 detect:
-	@if command -v nvcc >/dev/null 2>&1; then echo 'nvcc found, but this version has no CUDA kernels yet: building the CPU program'; fi
+	@if [ $(DEVICE) = cpu ] && command -v $(NVCC) >/dev/null 2>&1; then \
+	  echo 'nvcc found but no GPU: building the CPU program; make CUDA=1 builds the one for GPUs'; fi
 
 run:
 	@dev/install.sh $(RUN_PACKAGES)
 	@$(MAKE) -j$(JOBS) train_gpt
 	@dev/run.sh
 
+# The tests run both halves of every operation, the CUDA half in the executor; the program is the one that users get.
 test:
 	@dev/install.sh $(RUN_PACKAGES) $(TEST_PACKAGES)
-	@$(MAKE) -j$(JOBS) train_gpt $(BUILD)/tests/all
-	@tests/run.sh $(BUILD)
+	@$(MAKE) -j$(JOBS) CUDA=0 train_gpt
+	@$(MAKE) -j$(JOBS) DEVICE=sim build/sim/train_gpt build/sim/tests/all
+	@tests/run.sh build/cpu/train_gpt build/sim
 
 check:
 	@dev/install.sh $(RUN_PACKAGES) $(TEST_PACKAGES) $(CHECK_PACKAGES)
-	@$(MAKE) -j$(JOBS) train_gpt $(BUILD)/tests/all
+	@$(MAKE) -j$(JOBS) CUDA=0 train_gpt
+	@$(MAKE) -j$(JOBS) DEVICE=sim build/sim/train_gpt build/sim/tests/all build/sim/harness
 	@tests/check.sh
 
 bench:
-	@dev/install.sh $(RUN_PACKAGES)
-	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_ops
+	@dev/install.sh $(RUN_PACKAGES) $(BENCH_PACKAGES)
+	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
-	@$(if $(BENCH),,$(BUILD)/dev/bench_ops)
+	@$(if $(BENCH),,$(BUILD)/harness)
 
 gpu-check:
-	@echo 'make gpu-check: error: this version has no CUDA kernels yet' >&2; exit 1
+	@dev/gpu_check.sh $(GPU_CHECK)
 
 deps:
 	@dev/install.sh $(RUN_PACKAGES) $(TEST_PACKAGES) $(CHECK_PACKAGES)
@@ -76,7 +99,7 @@ deps:
 clean:
 	rm -rf build train_gpt
 
-SOURCES = $(shell git ls-files '*.h' '*.cpp' '*.cu')
+SOURCES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 format:
 	clang-format -i $(SOURCES)
 
@@ -99,8 +122,12 @@ $(BUILD)/tests/all: $(call objects,$(TEST_SOURCES)) $(call objects,$(LIB_SOURCES
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/dev/bench $(BUILD)/dev/bench_ops: %: %.o $(call objects,$(LIB_SOURCES))
+$(BUILD)/dev/bench: %: %.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+HARNESS_SOURCES := $(wildcard dev/harness/*.cpp) $(if $(filter cpu,$(DEVICE)),,$(wildcard dev/harness/*.cu dev/lab/*.cu))
+$(BUILD)/harness: $(call objects,$(HARNESS_SOURCES)) $(call objects,$(LIB_SOURCES))
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lbenchmark -lpthread -o $@
 
 # The arithmetic is worth the compiler's time; the rest is not.
 $(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: OPT := $(subst -O2,-O3,$(OPT))
@@ -108,6 +135,15 @@ $(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: OPT := $(subst -O2,-O3,$(OPT))
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+ifeq ($(DEVICE),cuda)
+	@# What ptxas says of every kernel is kept beside the object, for tests/check_ptxas.sh.
+	$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MMD -MP -c $< -o $@ 2>$@.ptxas || { cat $@.ptxas >&2; exit 1; }
+else
+	$(CXX) $(CXXFLAGS) -fno-strict-aliasing -Wno-strict-aliasing -MMD -MP -x c++ -c $< -o $@
+endif
 
 $(BUILD)/train_gpt.o: train_gpt.cu
 	@mkdir -p $(@D)

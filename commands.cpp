@@ -1,7 +1,6 @@
 #include "commands.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +11,7 @@
 #include "files.h"
 #include "model/checkpoint.h"
 #include "model/generate.h"
+#include "plan.h"
 #include "run_log.h"
 #include "setup.h"
 
@@ -27,8 +27,8 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Gpt> model;
 
-  LoadedModel(const std::string& path, int threads) : folder(find_weights(path)) {
-    use_cpu(ctx, threads);
+  LoadedModel(const std::string& path, const MachineOptions& machine) : folder(find_weights(path)) {
+    use_device(ctx, machine);
     if (std::filesystem::exists(folder + "/tokenizer.json")) tokenizer = load_tokenizer(folder);
   }
   void load(const ModelConfig& config, int64_t max_tokens) {
@@ -49,10 +49,6 @@ int64_t trained_context(const std::string& folder, const ModelConfig& config) {
   return std::clamp<int64_t>((*identity)["seq_len"].get<int64_t>(), 1, config.positions);
 }
 
-double mebibytes(int64_t bytes) {
-  return static_cast<double>(bytes) / (1024.0 * 1024.0);
-}
-
 /// One row of tokens, the logits after its last token, and the mean loss of predicting each token but the
 /// first from those before it: for comparison with other programs.
 void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row) {
@@ -62,8 +58,8 @@ void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row)
   const Tensor tokens(row.data(), {1, T});
   model.forward(tokens, Tensor(targets.data(), {1, T}));
   double loss = 0;
-  for (const float token_loss : model.token_losses().slice(0, T - 1).floats())
-    loss += token_loss / static_cast<double>(T - 1);
+  const OnHost losses(model.context(), model.token_losses().slice(0, T - 1));
+  for (const float token_loss : losses->floats()) loss += token_loss / static_cast<double>(T - 1);
   std::vector<float> logits(static_cast<size_t>(model.config().padded_V()));
   model.next_token_logits(tokens, Tensor(logits.data(), {1, model.config().padded_V()}));
   logits.resize(static_cast<size_t>(model.config().V));
@@ -89,7 +85,7 @@ int run_prepare(const PrepareOptions& options) {
 }
 
 int run_generate(const GenerateOptions& options) {
-  LoadedModel loaded(options.model, options.threads);
+  LoadedModel loaded(options.model, options.machine);
   if (!loaded.tokenizer)
     throw RunError(
         fmt::format("no tokenizer.json there, {}, copy the one of the model's data", loaded.folder));
@@ -116,7 +112,7 @@ int run_generate(const GenerateOptions& options) {
 }
 
 int run_evaluate(const EvaluateOptions& options) {
-  LoadedModel loaded(options.model, options.threads);
+  LoadedModel loaded(options.model, options.machine);
   const ModelConfig config = load_config(loaded.folder);
   const int64_t T = options.seq_len > 0 ? options.seq_len : trained_context(loaded.folder, config);
   if (T > config.positions)
@@ -153,7 +149,7 @@ double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_siz
 
 int run_info(const TrainOptions& options) {
   Context ctx;
-  use_device(ctx, options);
+  use_device(ctx, options.machine);
   const std::unique_ptr<Tokenizer> tokenizer =
       options.train.empty() ? nullptr : find_tokenizer(options.train);
   Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len,
@@ -175,39 +171,9 @@ int run_info(const TrainOptions& options) {
   return 0;
 }
 
-int64_t print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
-  const ModelConfig& c = model.config();
-  fmt::print(
-      "model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
-      c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
-  fmt::print("batch      {} x {} tokens x {} micro-batches = {} tokens per step\n", options.batch_size,
-             options.seq_len, options.grad_accum, options.tokens_per_step());
-  std::vector<MemoryLine> plan = model.memory_plan();
-  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());  // scratch is shared
-  plan.push_back({"optimizer state", optimizer.state_bytes()});
-  int64_t total = 0;
-  std::string text;
-  for (const MemoryLine& line : plan) {
-    total += line.bytes;
-    text += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
-  }
-  fmt::print("memory     {:.1f} MiB: {}\n", mebibytes(total), text.substr(2));
-  std::fflush(stdout);
-  return total;
-}
-
-void expect_memory(const TrainOptions& options, int64_t bytes) {
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  if (bytes <= memory) return;
-  throw RunError(
-      fmt::format("the plan needs {:.1f} GiB and this machine has {:.1f}, --model {} --batch-size {}, use a "
-                  "smaller model, or "
-                  "a smaller batch with a larger --grad-accum",
-                  mebibytes(bytes) / 1024, mebibytes(memory) / 1024, options.model, options.batch_size));
-}
-
-nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config,
-                                const OptimizerOptions& rules, int64_t parameters, double peak_flops) {
+nlohmann::ordered_json run_line(const TrainOptions& options, const Gpt& model, const OptimizerOptions& rules,
+                                const MachineRates& rates) {
+  const ModelConfig& config = model.config();
   nlohmann::json resolved = nlohmann::json::object();
   for (const auto& [role, rule] : rules.rules) resolved[role_name(role)] = rule;
   return {{"type", "run"},
@@ -222,10 +188,11 @@ nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& 
           {"schedule", rules.schedule.str()},
           {"grad_clip", rules.grad_clip},
           {"seed", options.seed},
-          {"device", "cpu"},
-          {"peak_flops", peak_flops},
+          {"device", describe_device(model.context())},
+          {"peak_flops", rates.flops},
+          {"copy_bytes_per_second", rates.bytes},
           {"revision", GIT_REVISION},
-          {"parameters", parameters}};
+          {"parameters", model.parameters().size()}};
 }
 
 std::string resume_advice(const std::string& out) {
@@ -236,8 +203,9 @@ std::string resume_advice(const std::string& out) {
 }
 
 RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out) {
-  const auto finite = [](const Tensor& t) {
-    return std::ranges::all_of(t.floats(), [](float x) { return std::isfinite(x); });
+  const auto finite = [&](const Tensor& t) {
+    const OnHost host(parameters.context(), t);
+    return std::ranges::all_of(host->floats(), [](float x) { return std::isfinite(x); });
   };
   std::string first = "all weights and gradients are finite";
   for (const Parameter& p : parameters) {

@@ -1,4 +1,4 @@
-// The commands besides `train`, and the tables that `train` and `info` print.
+// The commands besides `train`, and what they share with it.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -6,6 +6,7 @@
 
 #include "data/loader.h"
 #include "error.h"
+#include "model/flops.h"
 #include "model/gpt.h"
 #include "optim/optimizer.h"
 #include "options.h"
@@ -18,16 +19,9 @@ int run_info(const TrainOptions& options);
 /// The mean loss over rows [0, rows) of the data in file order, `batch_size` rows at a time; nats per token.
 double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_size);
 
-/// One screen: sizes, device and the memory plan, before any of it is taken. Returns the bytes of the plan.
-int64_t print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer);
-
-/// RunError when the plan is larger than this machine's memory: better now than killed in the middle of a
-/// step.
-void expect_memory(const TrainOptions& options, int64_t bytes);
-
 /// The first line of log.jsonl: configuration, seed, device, revision, parameter count.
-nlohmann::ordered_json run_line(const TrainOptions& options, const ModelConfig& config,
-                                const OptimizerOptions& rules, int64_t parameters, double peak_flops);
+nlohmann::ordered_json run_line(const TrainOptions& options, const Gpt& model, const OptimizerOptions& rules,
+                                const MachineRates& rates);
 
 /// What to tell after a non-finite loss at `step`: names the first weight or gradient that is not finite.
 RunError not_finite(const ParameterTable& parameters, int64_t step, const std::string& out);

@@ -65,10 +65,12 @@ void add_run(CLI::App& app, TrainOptions& o, bool train) {
   app.add_flag("--resume", o.resume, "continue from the newest checkpoint in --out, if there is one");
 }
 
-void add_machine(CLI::App& app, TrainOptions& o) {
-  app.add_option("--device", o.device, "auto, cpu, cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  app.add_option("--dtype", o.dtype, "fp32, bf16")->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
+void add_machine(CLI::App& app, MachineOptions& o) {
+  app.add_option("--device", o.device, "auto (a GPU when there is one), cpu, cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--dtype", o.dtype, "of activations: auto (bf16 on a GPU, else fp32), fp32, bf16")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}));
+  app.add_option("--threads", o.threads, "of the CPU; 0: all cores")->check(integer(0, 1024));
 }
 
 void add_batch(CLI::App& app, TrainOptions& o) {
@@ -110,7 +112,7 @@ void add_generate(CLI::App& app, GenerateOptions& o) {
   app.add_option("--temperature", o.temperature, "0: the likeliest token always")->check(number(0, 100));
   app.add_option("--top-k", o.top_k, "draw among the k likeliest; 0: all")->check(integer(0));
   app.add_option("--seed", o.seed, "of the draw")->check(integer(0));
-  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
+  add_machine(app, o.machine);
 }
 
 void add_evaluate(CLI::App& app, EvaluateOptions& o) {
@@ -120,7 +122,7 @@ void add_evaluate(CLI::App& app, EvaluateOptions& o) {
   app.add_option("--seq-len", o.seq_len, "tokens of a row; 0: the model's positions")->check(integer(0));
   app.add_option("--tokens", o.tokens, "at most this many; 0: all")->check(integer(0));
   app.add_option("--logits", o.logits, "write tokens, last logits and loss of the first row as JSON");
-  app.add_option("--threads", o.threads, "0: all cores")->check(integer(0, 1024));
+  add_machine(app, o.machine);
 }
 
 std::string trim(const std::string& text) {
@@ -204,7 +206,7 @@ Options parse_options(std::vector<std::string> arguments) {
     add_batch(*command, options.train);
     add_optimizer(*command, options.train);
     add_reports(*command, options.train);
-    add_machine(*command, options.train);
+    add_machine(*command, options.train.machine);
     command->footer(rules_and_recipes());
   }
   add_generate(*generate, options.generate);
@@ -247,9 +249,9 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"out", o.out},
           {"model", o.model},
           {"init", o.init},
-          {"device", o.device},
-          {"dtype", o.dtype},
-          {"threads", o.threads},
+          {"device", o.machine.device},
+          {"dtype", o.machine.dtype},
+          {"threads", o.machine.threads},
           {"batch_size", o.batch_size},
           {"seq_len", o.seq_len},
           {"grad_accum", o.grad_accum},

@@ -10,17 +10,22 @@
 #include "data/prepare.h"
 #include "model/parameters.h"
 
+/// Where to compute, and how.
+struct MachineOptions {
+  std::string device = "auto";  // auto (a GPU when there is one) | cpu | cuda
+  std::string dtype = "auto";   // auto (bf16 on a GPU, fp32 on the CPU) | fp32 | bf16
+  int threads = 0;              // 0: all cores
+};
+
 struct TrainOptions {
+  MachineOptions machine;
   std::string train, val, out;      // shard globs; output folder
   std::string model = "gpt2-mini";  // preset[:key=value,...]
   std::string init;                 // checkpoint folder or .safetensors to start from
   bool resume = false;
-  std::string device = "auto";  // auto | cpu | cuda
-  std::string dtype = "fp32";   // fp32 | bf16
-  int threads = 0;              // 0: all cores
-  int64_t batch_size = 8;       // rows of one micro-batch
-  int64_t seq_len = 256;        // tokens of one row
-  int64_t grad_accum = 1;       // micro-batches per step
+  int64_t batch_size = 8;  // rows of one micro-batch
+  int64_t seq_len = 256;   // tokens of one row
+  int64_t grad_accum = 1;  // micro-batches per step
   int64_t steps = 1000;
   uint64_t seed = 1337;
   bool shuffle = false;          // read the T-token chunks of the data in a seeded random order
@@ -41,21 +46,21 @@ struct TrainOptions {
 };
 
 struct GenerateOptions {
+  MachineOptions machine;
   std::string model, prompt;
   int64_t tokens = 256;
   double temperature = 0.8;
   int64_t top_k = 0;  // 0: all
   uint64_t seed = 1337;
-  int threads = 0;
 };
 
 struct EvaluateOptions {
+  MachineOptions machine;
   std::string model, data;
   int64_t batch_size = 8;
   int64_t seq_len = 0;  // 0: as many positions as the model has
   int64_t tokens = 0;   // 0: all
   std::string logits;   // file for logits of the first row, JSON; empty: none
-  int threads = 0;
 };
 
 enum class Command : uint8_t { none, prepare, train, generate, evaluate, info };

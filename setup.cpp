@@ -1,6 +1,7 @@
 #include "setup.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -9,6 +10,7 @@
 
 #include "error.h"
 #include "model/checkpoint.h"
+#include "model/kernels/gemm.h"
 #include "optim/recipe.h"
 #include "run_log.h"
 
@@ -22,13 +24,33 @@ std::string find_weights(const std::string& path) {
                   path));
 }
 
-void use_device(Context& ctx, const TrainOptions& options) {
+void use_device(Context& ctx, const MachineOptions& options) {
   if (options.device == "cuda" && !kHaveGpu)
     throw UsageError(
         "this program was built without CUDA, --device cuda, use --device cpu or build with `make CUDA=1`");
-  if (options.dtype == "bf16")
-    throw UsageError("bf16 needs a GPU, --dtype bf16, use --dtype fp32 on the CPU");
-  use_cpu(ctx, options.threads);
+  bool gpu = options.device == "cuda";
+  if constexpr (kHaveGpu) gpu = gpu || (options.device == "auto" && gpu::count() > 0);
+  if (!gpu) {
+    if (options.dtype == "bf16")
+      throw UsageError("bf16 needs a GPU, --dtype bf16, use --dtype fp32 on the CPU");
+    return use_cpu(ctx, options.threads);
+  }
+  use_gpu(ctx, 0, options.dtype == "fp32" ? DType::f32 : DType::bf16);
+  if constexpr (kHaveGpu)
+    if (gpu::count() > 0) gpu::set_gemm_options(ctx, {.cache_file = gpu::default_gemm_cache(ctx)});
+}
+
+std::string describe_device(const Context& ctx) {
+  if constexpr (kHaveGpu)
+    if (ctx.device)
+      return fmt::format("{}, {}", gpu::info(*ctx.device).name, ctx.dtype == DType::f32 ? "fp32" : "bf16");
+  return fmt::format("cpu, {} thread{}, fp32", ctx.threads, ctx.threads == 1 ? "" : "s");
+}
+
+int64_t usable_memory(const Context& ctx) {
+  if constexpr (kHaveGpu)
+    if (ctx.device) return gpu::info(*ctx.device).free_bytes;
+  return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
 }
 
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer) {

@@ -17,7 +17,11 @@
 std::string find_weights(const std::string& path);
 
 /// Makes `ctx` the device that the options ask for. UsageError when this binary or machine cannot.
-void use_device(Context& ctx, const TrainOptions& options);
+void use_device(Context& ctx, const MachineOptions& options);
+/// "cpu, 2 threads, fp32" or "NVIDIA H200, bf16".
+std::string describe_device(const Context& ctx);
+/// Bytes that a plan may use where `ctx` computes: the free memory of a GPU, all of the machine's on the CPU.
+int64_t usable_memory(const Context& ctx);
 
 /// The model to train: --model, or the sizes in the config.json of --init; the vocabulary comes from the
 /// tokenizer beside the shards, GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.

@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,8 @@
 #include "model/checkpoint.h"
 #include "model/flops.h"
 #include "model/generate.h"
+#include "model/kernels/readback.h"
+#include "plan.h"
 #include "run_log.h"
 #include "setup.h"
 
@@ -26,64 +29,89 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// The parts of a run, and what it does with them between the first step and the last.
+/// The parts of a run, and what it does with them between the first step and the last. A GPU works a step
+/// behind: while it makes one, the next is enqueued, so numbers of a step are read, logged and judged when
+/// they come.
 struct Run {
   const TrainOptions& options;
   const Tokenizer* tokenizer;     // null for shards that came without one
   const nlohmann::json identity;  // what a resumed run must agree on
-  const double peak_flops;        // of this machine, measured at the start
+  const MachineRates rates;       // of this machine, measured at the start
   Gpt& model;
   Optimizer& optimizer;
   BatchReader& batches;
   const Loader& val_data;  // one row at a time
   RunLog& log;
   Progress& progress;
-  RunState state;
+  RunState state;  // of the steps whose numbers have come
 
-  Tensor batch(const int32_t* ids) const {
-    return {const_cast<int32_t*>(ids), {options.batch_size, options.seq_len}};
-  }
-  bool due(int64_t every) const { return every > 0 && state.step % every == 0; }
-  void train_step();
+  StepGraph graph{model.context(), optimizer.capturable()};
+  Readback losses{model.context(), 1};
+  struct Enqueued {
+    int64_t step, loss, report;  // tickets of what it will say
+    double start;
+  };
+  std::deque<Enqueued> enqueued = {};
+  double last_end = 0;  // when the last step's numbers came
+
+  int64_t next_step() const { return state.step + static_cast<int64_t>(enqueued.size()); }
+  bool due(int64_t every) const { return every > 0 && next_step() % every == 0; }
+  void enqueue_step();
+  void finish_steps(size_t leave);
+  void finish(const Enqueued& step);
   void validate();
   void sample();
   void checkpoint();
 };
 
 /// One update: gradients of grad_accum micro-batches, then the optimizer.
-void Run::train_step() {
+void Run::enqueue_step() {
+  const int64_t step = next_step();
   const double start = seconds_now();
   const BatchReader::Batch global = batches.next();
-  const int64_t micro_tokens = options.batch_size * options.seq_len;
-  double loss = 0;
-  for (int64_t i = 0; i < options.grad_accum; ++i) {
-    const Tensor tokens = batch(global.inputs + i * micro_tokens),
-                 targets = batch(global.targets + i * micro_tokens);
-    const double share = 1.0 / static_cast<double>(options.grad_accum);
-    loss += share * model.forward_backward(tokens, targets, share, /*accumulate=*/i > 0);
-  }
-  if (!std::isfinite(loss)) throw not_finite(model.parameters(), state.step, options.out);
+  const std::vector<TokenBatch> micro =
+      model.stage(global.inputs, global.targets, options.grad_accum, {options.batch_size, options.seq_len});
+  graph.run([&] {
+    for (size_t i = 0; i < micro.size(); ++i)
+      model.enqueue_forward_backward(micro[i], 1.0 / static_cast<double>(micro.size()), /*accumulate=*/i > 0);
+    optimizer.step(step, options.steps);
+    losses.fetch(model.loss());
+  });
+  enqueued.push_back({step, losses.mark(), optimizer.mark(), start});
+}
+
+/// Waits for the steps that were enqueued, all but the newest `leave`.
+void Run::finish_steps(size_t leave) {
+  for (; enqueued.size() > leave; enqueued.pop_front(), ++state.step) finish(enqueued.front());
+}
+
+void Run::finish(const Enqueued& step) {
+  const double loss = losses.wait(step.loss)[0];
+  if (!std::isfinite(loss)) throw not_finite(model.parameters(), step.step, options.out);
   StepReport report;
   try {
-    report = optimizer.step(state.step, options.steps);
+    report = optimizer.report(step.report);
   } catch (const RunError& error) {
-    throw RunError(fmt::format("{}, step {}, {}", error.what(), state.step, resume_advice(options.out)));
+    throw RunError(fmt::format("{}; {}", error.what(), resume_advice(options.out)));
   }
-  const double seconds = seconds_now() - start;
+  const double end = seconds_now(), seconds = end - std::max(step.start, last_end);
+  last_end = end;
   state.train_seconds += seconds;
-  const double speed = static_cast<double>(options.tokens_per_step()) / seconds;
+  const int64_t tokens = options.tokens_per_step();
+  const double speed = static_cast<double>(tokens) / seconds;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * speed;
+  const double floor = floor_seconds(model.config(), options.seq_len, model.context().dtype, tokens, rates);
   log.write({{"type", "train"},
-             {"step", state.step},
-             {"tokens", state.step * options.tokens_per_step()},
+             {"step", step.step},
+             {"tokens", step.step * tokens},
              {"loss", loss},
              {"grad_norm", report.grad_norm},
              {"lr", report.lr},
              {"step_ms", seconds * 1e3},
              {"tokens_per_second", speed},
-             {"mfu", flops / peak_flops}});
-  ++state.step;
-  progress.update({state.step, loss, state.val_loss, speed});
+             {"mfu", flops / rates.flops},
+             {"speed_of_light", floor / seconds}});
+  progress.update({step.step + 1, loss, state.val_loss, speed});
 }
 
 /// The mean loss over the first --val-tokens of the validation data, in whole rows.
@@ -133,7 +161,8 @@ int train(const TrainOptions& options) {
   const FolderLock lock(options.out);  // one process at a time writes there
   const std::optional<std::string> resume_from = checkpoint_to_resume(options);
   Context ctx;
-  use_device(ctx, options);
+  use_device(ctx, options.machine);
+  const MachineRates rates = measure_rates(ctx);
 
   const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(options.train);
   const ModelConfig config = choose_model(options, tokenizer.get());
@@ -143,10 +172,11 @@ int train(const TrainOptions& options) {
       {.rows = options.rows(), .T = options.seq_len, .shuffle = options.shuffle, .seed = options.seed});
   const Loader val_data(val_shards, {.rows = 1, .T = options.seq_len});
 
-  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true);
+  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true, options.grad_accum);
   const OptimizerOptions rules = choose_optimizer(options, model.parameters());
   Optimizer optimizer(ctx, model.parameters(), rules);
-  expect_memory(options, print_plan(options, model, optimizer));
+  print_plan(options, model, optimizer);
+  expect_memory(options, model, optimizer);
   model.allocate();
   optimizer.allocate();
 
@@ -162,27 +192,32 @@ int train(const TrainOptions& options) {
   } else {
     load_parameters(find_weights(options.init), model.parameters());
   }
-  const double peak_flops = measure_peak_flops(ctx);
   RunLog log = resume_from ? RunLog::resume(options.out, state.step) : RunLog::create(options.out);
-  if (!resume_from) log.write(run_line(options, config, rules, model.parameters().size(), peak_flops));
+  if (!resume_from) log.write(run_line(options, model, rules, rates));
   Progress progress(state.step, options.steps);
   BatchReader batches(train_data, state.step);
-  Run run{options, tokenizer.get(), identity, peak_flops, model, optimizer,
-          batches, val_data,        log,      progress,   state};
+  Run run{options, tokenizer.get(), identity, rates,    model, optimizer,
+          batches, val_data,        log,      progress, state};
 
   const InterruptGuard interrupt;
+  const size_t behind =
+      ctx.where == Where::gpu ? 1 : 0;  // steps that may be on their way while the next is enqueued
   int64_t saved = resume_from ? state.step : -1;
   if (!resume_from) run.validate();
-  while (run.state.step < options.steps && !interrupt.requested()) {
-    run.train_step();
-    const bool last = run.state.step == options.steps;
-    if (last || run.due(options.val_every)) run.validate();
-    if (run.due(options.sample_every)) run.sample();
-    if (last || run.due(options.checkpoint_every)) {
+  while (run.next_step() < options.steps && !interrupt.requested()) {
+    run.enqueue_step();
+    const bool last = run.next_step() == options.steps;
+    const bool validate = last || run.due(options.val_every), sample = run.due(options.sample_every),
+               save = last || run.due(options.checkpoint_every);
+    run.finish_steps(validate || sample || save ? 0 : behind);
+    if (validate) run.validate();
+    if (sample) run.sample();
+    if (save) {
       run.checkpoint();
       saved = run.state.step;
     }
   }
+  run.finish_steps(0);
   progress.finish();
   if (run.state.step < options.steps) {
     if (saved != run.state.step) run.checkpoint();

@@ -82,7 +82,8 @@ void verify(const std::string& folder, const char* name) {
 
 void write_files(const CheckpointToSave& what, const std::string& folder) {
   std::vector<NamedTensor> tensors;
-  for (const Parameter& p : what.parameters) tensors.push_back({p.name, p.value, p.transposed_on_disk});
+  for (const Parameter& p : what.parameters)
+    tensors.push_back({p.name, p.value, p.transposed_on_disk, what.parameters.context()});
   write_safetensors(folder + "/" + kModel, tensors);
   write_text(folder + "/" + kConfig, gpt2_config_json(what.config, what.end_of_text), Existing::refuse);
   write_safetensors(folder + "/" + kOptimizer, what.optimizer);
@@ -232,7 +233,7 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
   }
   const int64_t positions_in_file = has_config(path) ? load_config(path).positions : 0;
   for (const Parameter& p : parameters) {
-    const NamedTensor to{p.name, p.value, p.transposed_on_disk};
+    const NamedTensor to{p.name, p.value, p.transposed_on_disk, parameters.context()};
     const auto* entry = file.find(prefix + p.name);
     const bool longer = p.role == Role::position && entry && entry->shape.size() == 2 &&
                         entry->shape[0] == positions_in_file && positions_in_file > p.shape[0];
@@ -241,6 +242,7 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
     else
       file.read(prefix + p.name, to);
   }
+  parameters.refresh_compute();
 }
 
 void load_optimizer(const std::string& folder, std::span<const NamedTensor> tensors) {

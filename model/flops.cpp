@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <vector>
+#include <utility>
 
+#include "model/kernels/cast.h"
 #include "model/kernels/matmul.h"
 
 double train_flops_per_token(const ModelConfig& config, int64_t T) {
@@ -12,17 +13,61 @@ double train_flops_per_token(const ModelConfig& config, int64_t T) {
   return 6.0 * weights + 6.0 * L * C * static_cast<double>(T);
 }
 
-double measure_peak_flops(Context& ctx) {
-  constexpr int64_t kSize = 1024;
-  constexpr int kRuns = 6;  // the first ones find cold caches and a sleeping clock
-  std::vector<float> memory(3 * kSize * kSize, 1.0f);
-  const auto matrix = [&](int i) { return Tensor(memory.data() + i * kSize * kSize, {kSize, kSize}); };
-  double best = 0;
+double train_bytes_per_token(const ModelConfig& config, DType dtype) {
+  const auto L = static_cast<double>(config.L), C = static_cast<double>(config.C);
+  return static_cast<double>(dtype_bytes(dtype)) *
+         (18.0 * L * C + 2.0 * static_cast<double>(config.padded_V()));
+}
+
+namespace {
+constexpr double kLongEnough = 1e-3;  // seconds of one run that a clock and a launch do not blur
+
+/// Seconds of the best of a few runs; the first ones find cold caches and a sleeping clock.
+template <typename Body>
+double best_seconds(Context& ctx, Body&& body) {
+  constexpr int kRuns = 6;
+  double best = 1e30;
   for (int run = 0; run < kRuns; ++run) {
     const auto start = std::chrono::steady_clock::now();
-    matmul(ctx, {.c = matrix(0), .a = matrix(1), .b = matrix(2), .transpose_b = true});
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2.0 * kSize * kSize * kSize / seconds);
+    body();
+    ctx.synchronize();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
+}
+
+double product_rate(Context& ctx, int64_t size) {
+  Tensor a, b, c;
+  Arena arena("a measurement");
+  for (Tensor* t : {&a, &b, &c}) arena.add(t, ctx.dtype, {size, size});
+  arena.allocate(ctx);
+  const double seconds =
+      best_seconds(ctx, [&] { matmul(ctx, {.c = c, .a = a, .b = b, .transpose_b = true}); });
+  const double rate = 2.0 * static_cast<double>(size * size * size) / seconds;
+  return seconds < kLongEnough && size < 8192 ? product_rate(ctx, 2 * size) : rate;
+}
+
+double copy_rate(Context& ctx, int64_t size) {
+  Tensor from, to;
+  Arena arena("a measurement");
+  arena.add(&from, {size});
+  arena.add(&to, {size});
+  arena.allocate(ctx);
+  const double seconds = best_seconds(ctx, [&] { cast(ctx, {.y = to, .x = from}); });
+  const double rate = 2.0 * static_cast<double>(to.bytes()) / seconds;
+  return seconds < kLongEnough && size < int64_t{1} << 29 ? copy_rate(ctx, 4 * size) : rate;
+}
+}  // namespace
+
+MachineRates measure_rates(Context& ctx) {
+  Profile* const profile = std::exchange(ctx.profile, nullptr);  // these calls are not the program's
+  const MachineRates rates{.flops = product_rate(ctx, 1024), .bytes = copy_rate(ctx, int64_t{1} << 22)};
+  ctx.profile = profile;
+  return rates;
+}
+
+double floor_seconds(const ModelConfig& config, int64_t T, DType dtype, int64_t tokens,
+                     const MachineRates& rates) {
+  return static_cast<double>(tokens) * (train_flops_per_token(config, T) / rates.flops +
+                                        train_bytes_per_token(config, dtype) / rates.bytes);
 }

@@ -1,4 +1,4 @@
-// How much arithmetic a token costs, and how much this machine can do.
+// How much arithmetic and traffic training takes, and how much of it this machine can do: the speed of light.
 #pragma once
 
 #include "model/config.h"
@@ -9,6 +9,20 @@
 /// attention, half of the full T x T products. Recomputation does not count.
 double train_flops_per_token(const ModelConfig& config, int64_t T);
 
-/// The fp32 matrix-product rate of this machine in FLOP/s, measured now: the best of a few 1024^3 products.
-/// Takes about 50 ms; needs 12 MiB for a moment.
-double measure_peak_flops(Context& ctx);
+/// Bytes that forward plus backward must move per token outside of matrix products when each operation reads
+/// its inputs and writes its outputs once, activations stored as `dtype`: 18 C values per layer (two fused
+/// residual additions with layernorm, 4 C each way, and 2 C for the rows of attention's backward pass; the
+/// activation belongs to the products), and 2 V for the logits, read once and overwritten by their gradient.
+double train_bytes_per_token(const ModelConfig& config, DType dtype);
+
+/// What this machine does at best, measured now.
+struct MachineRates {
+  double flops;  // of a large matrix product in ctx.dtype, per second
+  double bytes;  // of a large copy, read plus written, per second
+};
+/// Products grow until one takes long enough to be timed. Takes about 0.1 s, and memory for a moment.
+MachineRates measure_rates(Context& ctx);
+
+/// Seconds that `tokens` tokens of training take at these rates: nothing can be faster.
+double floor_seconds(const ModelConfig& config, int64_t T, DType dtype, int64_t tokens,
+                     const MachineRates& rates);

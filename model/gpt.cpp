@@ -3,16 +3,28 @@
 #include <algorithm>
 
 #include "model/kernels/attention.h"
-#include "model/kernels/bias.h"
 #include "model/kernels/cross_entropy.h"
 #include "model/kernels/embedding.h"
-#include "model/kernels/gelu.h"
 #include "model/kernels/layernorm.h"
 #include "model/kernels/matmul.h"
+#include "model/kernels/reduce.h"
 
 namespace {
-/// Bytes of logits held at once. Large chunks read and write dwte fewer times, small ones stay in cache.
-constexpr int64_t kLogitBytes = int64_t{50} << 20;  // 256 rows of GPT-2's vocabulary
+/// Bytes of logits held at once. Large chunks read and write dwte fewer times and fill a GPU; on a CPU small
+/// ones stay in cache.
+int64_t logit_bytes(const Context& ctx) {
+  return ctx.where == Where::cpu ? int64_t{50} << 20  // 256 rows of GPT-2's vocabulary
+                                 : int64_t{1} << 30;  // 10,000 rows in bf16
+}
+
+/// Rows of one chunk of logits: as few chunks as fit, of equal size.
+int64_t logit_rows(const Context& ctx, const ModelConfig& config, int64_t N) {
+  const int64_t most =
+      std::max<int64_t>(logit_bytes(ctx) / (dtype_bytes(ctx.dtype) * config.padded_V()) / 64 * 64, 64);
+  if (ctx.where == Where::cpu || N <= most) return std::min(most, N);
+  const int64_t chunks = (N + most - 1) / most;
+  return std::min(most, ((N + chunks - 1) / chunks + 63) / 64 * 64);
+}
 
 /// y = x W^T + b; W (out, in)
 struct Linear {
@@ -27,16 +39,24 @@ struct Affine {
 };
 
 void linear_forward(Context& ctx, const Linear& linear, const Tensor& y, const Tensor& x) {
-  matmul(ctx, {.c = y, .a = x, .b = linear.weight.value, .bias = linear.bias.value, .transpose_b = true});
+  matmul(ctx, {.c = y, .a = x, .b = linear.weight.compute, .bias = linear.bias.compute, .transpose_b = true});
 }
 
-/// dx = dy W, dW (+)= dy^T x, db (+)= column sums of dy
+/// dW (+)= dy^T x, db (+)= column sums of dy
+void weight_gradient(Context& ctx, const Linear& linear, const Tensor& dy, const Tensor& x, bool accumulate) {
+  matmul(ctx, {.c = linear.weight.grad,
+               .a = dy,
+               .b = x,
+               .dbias = linear.bias.grad,
+               .transpose_a = true,
+               .beta = accumulate ? 1.0f : 0.0f});
+}
+
+/// dx = dy W, and the gradients of W and b
 void linear_backward(Context& ctx, const Linear& linear, const Tensor& dx, const Tensor& dy, const Tensor& x,
                      bool accumulate) {
-  matmul(ctx,
-         {.c = linear.weight.grad, .a = dy, .b = x, .transpose_a = true, .beta = accumulate ? 1.0f : 0.0f});
-  bias_backward(ctx, {.dbias = linear.bias.grad, .dy = dy, .accumulate = accumulate});
-  matmul(ctx, {.c = dx, .a = dy, .b = linear.weight.value});
+  weight_gradient(ctx, linear, dy, x, accumulate);
+  matmul(ctx, {.c = dx, .a = dy, .b = linear.weight.compute});
 }
 
 /// The first rows of a planned (N, cols) tensor under the batch's own shape; with `first` > 0 (and B = 1)
@@ -65,58 +85,66 @@ struct Gpt::Layer {
         fc_proj{table.at(h + "mlp.c_proj.weight"), table.at(h + "mlp.c_proj.bias")} {}
 };
 
-Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training)
-    : ctx_(ctx), config_(config), max_tokens_(max_tokens), training_(training), parameters_(config) {
+Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches)
+    : ctx_(ctx),
+      config_(config),
+      max_tokens_(max_tokens),
+      micro_batches_(micro_batches),
+      training_(training),
+      parameters_(config) {
   for (int64_t l = 0; l < config.L; ++l) blocks_.emplace_back(parameters_, "h." + std::to_string(l) + ".");
 
   const int64_t N = max_tokens, C = config.C;
   const bool one_row = max_tokens <= config.positions;
   layers_.resize(training || one_row ? static_cast<size_t>(config.L) : 1);
   Arena& keep = activations_arena_;
+  const DType half = ctx.dtype;
   for (LayerActivations& a : layers_) {
     if (!training && &a != &layers_[0]) {  // the rest is shared with layer 0, see allocate()
-      keep.add(&a.qkv, {N, 3 * C});
+      keep.add(&a.qkv, half, {N, 3 * C});
       continue;
     }
-    keep.add(&a.x, {N, C});
-    keep.add(&a.ln1, {N, C});
+    keep.add(&a.x, half, {N, C});
+    keep.add(&a.ln1, half, {N, C});
     keep.add(&a.ln1_mean, {N});
     keep.add(&a.ln1_rstd, {N});
-    keep.add(&a.qkv, {N, 3 * C});
-    keep.add(&a.attention, {N, C});
+    keep.add(&a.qkv, half, {N, 3 * C});
+    keep.add(&a.attention, half, {N, C});
     keep.add(&a.lse, {N * config.NH});
-    keep.add(&a.x_mid, {N, C});
-    keep.add(&a.ln2, {N, C});
+    keep.add(&a.x_mid, half, {N, C});
+    keep.add(&a.ln2, half, {N, C});
     keep.add(&a.ln2_mean, {N});
     keep.add(&a.ln2_rstd, {N});
-    keep.add(&a.fc, {N, 4 * C});
-    keep.add(&a.fc_gelu, {N, 4 * C});
+    keep.add(&a.fc, half, {N, 4 * C});
+    keep.add(&a.fc_gelu, half, {N, 4 * C});
   }
-  const int64_t chunk = std::max<int64_t>(kLogitBytes / (4 * config.padded_V()) / 64 * 64, 64);
-  keep.add(&delta_, {N, C});
-  keep.add(&x_final_, {N, C});
-  keep.add(&lnf_, {N, C});
+  keep.add(&delta_, half, {N, C});
+  keep.add(&x_final_, half, {N, C});
+  keep.add(&lnf_, half, {N, C});
   keep.add(&lnf_mean_, {N});
   keep.add(&lnf_rstd_, {N});
-  keep.add(&logits_, {std::min(chunk, N), config.padded_V()});
+  keep.add(&logits_, half, {logit_rows(ctx, config, N), config.padded_V()});
   keep.add(&losses_, {N});
+  keep.add(&loss_, DType::f64, {1});
   if (!training) return;
-  gradient_arena_.add(&dx_, {N, C});
-  gradient_arena_.add(&dln_, {N, C});
-  gradient_arena_.add(&dwide_, {N, 4 * C});
+  gradient_arena_.add(&dx_, half, {N, C});
+  gradient_arena_.add(&dln_, half, {N, C});
+  gradient_arena_.add(&dwide_, half, {N, 4 * C});
 }
 
 Gpt::~Gpt() = default;
 
 int64_t Gpt::scratch_bytes() const {
-  const int64_t T = std::min(max_tokens_, config_.positions);
-  return std::max({attention_scratch_bytes(ctx_.threads, T, config_.HS()),
-                   layernorm_backward_scratch_bytes(ctx_, config_.C)});
+  const int64_t N = max_tokens_, C = config_.C, T = std::min(N, config_.positions);
+  return std::max({attention_scratch_bytes(ctx_, (N + T - 1) / T, T, config_.NH, config_.HS()),
+                   layernorm_backward_scratch_bytes(ctx_, C), dbias_scratch_bytes(ctx_, N, 4 * C),
+                   embedding_backward_scratch_bytes(ctx_, N, C)});
 }
 
 std::vector<MemoryLine> Gpt::memory_plan() const {
-  std::vector<MemoryLine> plan = {{"parameters", parameters_.value_bytes()}};
-  if (training_) plan.push_back({"gradients", parameters_.value_bytes()});
+  std::vector<MemoryLine> plan = {{"parameters", parameters_.bytes(DType::f32)}};
+  if (ctx_.dtype != DType::f32) plan.push_back({"parameters in bf16", parameters_.bytes(ctx_.dtype)});
+  if (training_) plan.push_back({"gradients", parameters_.bytes(DType::f32)});
   plan.push_back({activations_arena_.name(), activations_arena_.bytes()});
   if (training_) plan.push_back({gradient_arena_.name(), gradient_arena_.bytes()});
   plan.push_back({"scratch", scratch_bytes()});
@@ -133,6 +161,31 @@ void Gpt::allocate() {
   }
   gradient_arena_.allocate(ctx_);
   ctx_.scratch.reserve(scratch_bytes());
+  upload_ = std::make_unique<Upload>(ctx_, 3 * max_tokens_ * micro_batches_);
+}
+
+std::vector<TokenBatch> Gpt::stage(const int32_t* inputs, const int32_t* targets, int64_t n, Shape batch) {
+  const int64_t N = batch.size(), all = n * N;
+  if (N > max_tokens_ || n > micro_batches_)
+    throw ShapeError("Gpt: " + std::to_string(n) + " batches of " + batch.str() + " are more than planned");
+  const bool sorted = training_ && ctx_.where == Where::gpu;
+  int32_t* const staging = upload_->staging();
+  std::copy_n(inputs, all, staging);
+  std::copy_n(targets, all, staging + all);
+  for (int64_t i = 0; sorted && i < n; ++i)
+    sort_tokens({inputs + i * N, static_cast<size_t>(N)}, config_.V,
+                {staging + 2 * all + i * N, static_cast<size_t>(N)});
+  const Tensor ids = upload_->send((sorted ? 3 : 2) * all);
+  std::vector<TokenBatch> batches;
+  for (int64_t i = 0; i < n; ++i)
+    batches.push_back({.tokens = ids.slice(i * N, N).view(batch),
+                       .targets = ids.slice(all + i * N, N).view(batch),
+                       .order = sorted ? ids.slice(2 * all + i * N, N) : Tensor()});
+  return batches;
+}
+
+TokenBatch Gpt::stage_one(const Tensor& tokens, const Tensor& targets) {
+  return stage(tokens.i32(), targets.i32(), 1, tokens.shape)[0];
 }
 
 void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
@@ -156,8 +209,8 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
           ctx_,
           {.y = x(a.x),
            .tokens = first == 0 ? tokens : tokens.view({T}).slice(first, T - first).view({1, T - first}),
-           .wte = parameters_.at("wte.weight").value,
-           .wpe = parameters_.at("wpe.weight").value.slice(first, config_.positions - first)});
+           .wte = parameters_.at("wte.weight").compute,
+           .wpe = parameters_.at("wpe.weight").compute.slice(first, config_.positions - first)});
     }
     layernorm_forward(ctx_, {.y = x(a.ln1),
                              .mean = stat(a.ln1_mean),
@@ -182,8 +235,12 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
                              .bias = w.ln2.bias.value,
                              .residual = x(a.x),
                              .delta = delta});
-    linear_forward(ctx_, w.fc, x(a.fc), x(a.ln2));
-    gelu_forward(ctx_, {.y = x(a.fc_gelu), .x = x(a.fc)});
+    matmul(ctx_, {.c = x(a.fc_gelu),
+                  .a = x(a.ln2),
+                  .b = w.fc.weight.compute,
+                  .bias = w.fc.bias.compute,
+                  .pre_gelu = x(a.fc),
+                  .transpose_b = true});
     linear_forward(ctx_, w.fc_proj, delta, x(a.fc_gelu));
     residual = x(a.x_mid);
   }
@@ -205,7 +262,7 @@ void Gpt::head(const Tensor& targets, const HeadOptions& options) {
     const int64_t count = std::min(logits_.shape[0], N - start);
     const Tensor logits = logits_.slice(0, count);  // (count, padded V)
     const Tensor x = lnf_.slice(start, count);      // (count, C)
-    matmul(ctx_, {.c = logits, .a = x, .b = wte.padded_value(), .transpose_b = true});
+    matmul(ctx_, {.c = logits, .a = x, .b = wte.padded_compute(), .transpose_b = true});
     cross_entropy(ctx_, {.losses = losses_.slice(start, count),
                          .logits = logits,
                          .targets = target_list.slice(start, count),
@@ -216,11 +273,12 @@ void Gpt::head(const Tensor& targets, const HeadOptions& options) {
     const bool add = options.accumulate || start > 0;
     matmul(ctx_,
            {.c = wte.padded_grad(), .a = logits, .b = x, .transpose_a = true, .beta = add ? 1.0f : 0.0f});
-    matmul(ctx_, {.c = dln_.slice(start, count), .a = logits, .b = wte.padded_value()});
+    matmul(ctx_, {.c = dln_.slice(start, count), .a = logits, .b = wte.padded_compute()});
   }
 }
 
-void Gpt::backward_blocks(const Tensor& tokens, bool accumulate) {
+void Gpt::backward_blocks(const TokenBatch& batch, bool accumulate) {
+  const Tensor& tokens = batch.tokens;
   const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config_.C, NH = config_.NH;
   const auto x = [&](const Tensor& t) { return rows(t, B, T); };
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T); };
@@ -241,8 +299,8 @@ void Gpt::backward_blocks(const Tensor& tokens, bool accumulate) {
   for (int64_t l = config_.L - 1; l >= 0; --l) {
     const Layer& w = blocks_[static_cast<size_t>(l)];
     const LayerActivations& a = activations(l);
-    linear_backward(ctx_, w.fc_proj, dfc, dx, x(a.fc_gelu), accumulate);
-    gelu_backward(ctx_, {.dx = dfc, .dy = dfc, .x = x(a.fc)});
+    weight_gradient(ctx_, w.fc_proj, dx, x(a.fc_gelu), accumulate);
+    matmul(ctx_, {.c = dfc, .a = dx, .b = w.fc_proj.weight.compute, .gelu_input = x(a.fc)});
     linear_backward(ctx_, w.fc, dln, dfc, x(a.ln2), accumulate);
     layernorm_backward(ctx_, {.dx = dx,
                               .dgain = w.ln2.gain.grad,
@@ -278,49 +336,68 @@ void Gpt::backward_blocks(const Tensor& tokens, bool accumulate) {
                             .dwpe = parameters_.at("wpe.weight").grad,
                             .dy = dx,
                             .tokens = tokens,
+                            .order = batch.order,
                             .accumulate_wte = true,
                             .accumulate_wpe = accumulate});
 }
 
-double Gpt::mean_loss(int64_t N) const {
-  double sum = 0;
-  for (const float loss : losses_.slice(0, N).floats()) sum += loss;
-  return sum / static_cast<double>(N);
+void Gpt::add_loss(int64_t N, double scale, bool accumulate) {
+  mean(ctx_, {.out = loss_, .x = losses_.slice(0, N), .scale = scale, .accumulate = accumulate});
+}
+
+double Gpt::read_loss() {
+  return *OnHost(ctx_, loss_)->f64();
 }
 
 double Gpt::forward(const Tensor& tokens, const Tensor& targets) {
-  run_blocks(tokens);
-  head(targets, {});
-  return mean_loss(tokens.size());
+  const TokenBatch batch = stage_one(tokens, targets);
+  run_blocks(batch.tokens);
+  head(batch.targets, {});
+  add_loss(tokens.size(), 1, false);
+  return read_loss();
+}
+
+void Gpt::enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate) {
+  expect(training_, "Gpt::forward_backward: the model was built without training");
+  ctx_.begin_phase("forward");
+  run_blocks(batch.tokens);
+  ctx_.begin_phase("head");
+  head(batch.targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
+  add_loss(batch.tokens.size(), grad_scale, accumulate);
+  ctx_.begin_phase("backward");
+  backward_blocks(batch, accumulate);
 }
 
 double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale,
                              bool accumulate) {
-  expect(training_, "Gpt::forward_backward: the model was built without training");
-  ctx_.begin_phase("forward");
-  run_blocks(tokens);
-  ctx_.begin_phase("head");
-  head(targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
-  ctx_.begin_phase("backward");
-  backward_blocks(tokens, accumulate);
-  return mean_loss(tokens.size());
+  enqueue_forward_backward(stage_one(tokens, targets), grad_scale, accumulate);
+  add_loss(tokens.size(), 1, false);
+  return read_loss();
+}
+
+void Gpt::logits_to_host(int64_t start, int64_t count, float* to) {
+  for (int64_t done = 0; done < count; done += logits_.shape[0]) {
+    const Tensor chunk = logits_.slice(0, std::min(logits_.shape[0], count - done));
+    matmul(ctx_, {.c = chunk,
+                  .a = lnf_.slice(start + done, chunk.shape[0]),
+                  .b = parameters_.at("wte.weight").padded_compute(),
+                  .transpose_b = true});
+    const OnHost host(ctx_, chunk);
+    float* const row = to + done * chunk.cols();
+    if (chunk.dtype == DType::f32)
+      std::copy_n(host->f32(), chunk.size(), row);
+    else
+      std::transform(host->bf16(), host->bf16() + chunk.size(), row, [](Bf16 x) { return to_float(x); });
+  }
 }
 
 void Gpt::next_token_logits(const Tensor& tokens, const Tensor& logits, int64_t known) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1];
-  run_blocks(tokens, known);
-  for (int64_t b = 0; b < B; ++b) {
-    matmul(ctx_, {.c = logits.slice(b, 1),
-                  .a = lnf_.slice((b + 1) * T - 1, 1),
-                  .b = parameters_.at("wte.weight").padded_value(),
-                  .transpose_b = true});
-  }
+  run_blocks(stage_one(tokens, tokens).tokens, known);
+  for (int64_t b = 0; b < B; ++b) logits_to_host((b + 1) * T - 1, 1, logits.slice(b, 1).f32());
 }
 
 void Gpt::all_logits(const Tensor& tokens, const Tensor& logits) {
-  run_blocks(tokens);
-  matmul(ctx_, {.c = logits,
-                .a = lnf_.slice(0, tokens.size()),
-                .b = parameters_.at("wte.weight").padded_value(),
-                .transpose_b = true});
+  run_blocks(stage_one(tokens, tokens).tokens);
+  logits_to_host(0, tokens.size(), logits.f32());
 }

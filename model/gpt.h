@@ -8,6 +8,10 @@
 // Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is
 // part of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is
 // multiplied out, turned into its own gradient in place and folded into dx and dwte before the next one.
+//
+// Runs where its Context does. Activations and their gradients are stored as ctx.dtype; weights and their
+// gradients are float32, with a copy in ctx.dtype for the products (parameters.h). Statistics and losses are
+// float32.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +20,7 @@
 
 #include "model/config.h"
 #include "model/kernels/context.h"
+#include "model/kernels/stream.h"
 #include "model/parameters.h"
 
 /// What one layer keeps for the backward pass. N = B*T tokens.
@@ -29,6 +34,13 @@ struct LayerActivations {
   Tensor fc, fc_gelu;              // (N, 4C) before and after the GELU
 };
 
+/// Tokens where the model computes: made by Gpt::stage().
+struct TokenBatch {
+  Tensor tokens;   // (B, T) int32
+  Tensor targets;  // (B, T) int32
+  Tensor order;  // (B * T) int32: the tokens' positions sorted by id, which embedding_backward needs on a GPU
+};
+
 /// One named line of the memory plan.
 struct MemoryLine {
   std::string name;
@@ -39,35 +51,46 @@ class Gpt {
  public:
   /// A model for batches of up to `max_tokens` = B*T tokens. `training` adds gradients and keeps every
   /// layer's activations; without it all layers share one set. Plans only: nothing is allocated yet.
-  Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training);
+  /// `micro_batches` is how many batches are staged at once.
+  Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches = 1);
   ~Gpt();
 
   /// What allocate() will take, scratch included.
   std::vector<MemoryLine> memory_plan() const;
   void allocate();
 
+  Context& context() const { return ctx_; }
   const ModelConfig& config() const { return config_; }
   int64_t max_tokens() const { return max_tokens_; }
   ParameterTable& parameters() { return parameters_; }
   const ParameterTable& parameters() const { return parameters_; }
 
-  /// Mean loss in nats per token. `tokens`, `targets`: (B, T) int32, B*T <= max_tokens, T <= positions, ids <
-  /// V.
+  /// Brings `n` batches of (B, T) ids to where the model computes, without waiting: (n, B, T) inputs and
+  /// targets in host memory, free again afterwards. What the second last call returned is overwritten.
+  std::vector<TokenBatch> stage(const int32_t* inputs, const int32_t* targets, int64_t n, Shape batch);
+
+  /// Enqueues one micro-batch: gradients of grad_scale * mean loss are written, or added when `accumulate`,
+  /// and so is grad_scale * mean loss itself to loss(). grad_scale is 1 / grad_accum, so that micro-batches
+  /// add up to the gradient of the whole batch's mean. Nobody waits.
+  void enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate);
+  /// (1) float64, where the model computes: what enqueue_forward_backward() has summed up, in nats per token.
+  const Tensor& loss() const { return loss_; }
+
+  /// The same for a batch in host memory, waiting: the batch's mean loss. `tokens`, `targets`: (B, T) int32,
+  /// B*T <= max_tokens, T <= positions, ids < V.
+  double forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate);
+  /// The mean loss alone, in nats per token.
   double forward(const Tensor& tokens, const Tensor& targets);
 
-  /// Mean loss, and gradients of grad_scale * mean loss: written, or added when `accumulate`. grad_scale is
-  /// 1 / grad_accum, so that micro-batches add up to the gradient of the whole batch's mean.
-  double forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale, bool accumulate);
-
-  /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V). Columns >= V are
-  /// padding. When `known` > 0, the previous call of this model had the same first `known` tokens (B = 1):
-  /// what it left is used again, and only the rest is computed. Needs can_extend().
+  /// Logits that follow each row's last token: tokens (B, T) -> logits (B, padded V), both in host memory.
+  /// Columns >= V are padding. When `known` > 0, the previous call of this model had the same first `known`
+  /// tokens (B = 1): what it left is used again, and only the rest is computed. Needs can_extend().
   void next_token_logits(const Tensor& tokens, const Tensor& logits, int64_t known = 0);
   /// True when every layer keeps its keys and values: in training, and in models of one row.
   bool can_extend() const { return layers_.size() == static_cast<size_t>(config_.L); }
-  /// All logits, for tests: (B*T, padded V).
+  /// All logits, for tests: (B*T, padded V) in host memory.
   void all_logits(const Tensor& tokens, const Tensor& logits);
-  /// Loss of each token of the last forward, (B*T).
+  /// Loss of each token of the last forward, (max_tokens), where the model computes.
   Tensor token_losses() const { return losses_; }
 
  private:
@@ -83,8 +106,13 @@ class Gpt {
   /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
   void head(const Tensor& targets, const HeadOptions& options);
   /// From the gradient of the last layernorm's output down to the embeddings.
-  void backward_blocks(const Tensor& tokens, bool accumulate);
-  double mean_loss(int64_t N) const;
+  void backward_blocks(const TokenBatch& batch, bool accumulate);
+  TokenBatch stage_one(const Tensor& tokens, const Tensor& targets);
+  /// Logits after `count` rows of the last layernorm from `start` on, to (count, padded V) in host memory.
+  void logits_to_host(int64_t start, int64_t count, float* to);
+  /// Sums the last forward's losses into loss().
+  void add_loss(int64_t N, double scale, bool accumulate);
+  double read_loss();
   int64_t scratch_bytes() const;
   LayerActivations& activations(int64_t layer) {
     return layers_[layers_.size() > 1 ? static_cast<size_t>(layer) : 0];
@@ -92,7 +120,7 @@ class Gpt {
 
   Context& ctx_;
   ModelConfig config_;
-  int64_t max_tokens_;
+  int64_t max_tokens_, micro_batches_;
   bool training_;
   ParameterTable parameters_;
   std::vector<Layer> blocks_;
@@ -104,7 +132,8 @@ class Gpt {
   Tensor x_final_;                    // (N, C) residual stream after the last layer
   Tensor lnf_, lnf_mean_, lnf_rstd_;  // (N, C), (N), (N)
   Tensor logits_;                     // (chunk rows, padded V): one chunk of logits, then of their gradient
-  Tensor losses_;                     // (N)
+  Tensor losses_, loss_;              // (N), (1) float64
   Tensor dx_, dln_;                   // (N, C) gradient of the residual stream; of a layernorm's output
   Tensor dwide_;                      // (N, 4C) gradient inside the MLP, or (N, 3C) of qkv
+  std::unique_ptr<Upload> upload_;    // tokens, targets and order of the staged batches
 };

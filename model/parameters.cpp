@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "model/kernels/cast.h"
 #include "random.h"
 
 const char* role_name(Role role) {
@@ -43,9 +44,7 @@ struct Rows {
                     .matrices = 1,
                     .init = init,
                     .init_std = std,
-                    .transposed_on_disk = role == Role::hidden,
-                    .value = {},
-                    .grad = {}});
+                    .transposed_on_disk = role == Role::hidden});
   }
   void layernorm(const std::string& name, int64_t C) {
     add(name + ".weight", Role::vector, {C}, Init::ones, 0);
@@ -81,32 +80,43 @@ ParameterTable::ParameterTable(const ModelConfig& config) {
 }
 
 void ParameterTable::allocate(Context& ctx, bool with_gradients) {
+  ctx_ = &ctx;
+  const bool copies = ctx.dtype != DType::f32;
   for (Parameter& p : rows_) {
     const Shape padded = p.is_matrix() ? Shape{p.padded_rows, p.shape[1]} : p.shape;
     values_.add(&p.value, padded);
+    if (copies) compute_.add(&p.compute, ctx.dtype, padded);
     if (with_gradients) grads_.add(&p.grad, padded);
   }
   values_.allocate(ctx);
+  compute_.allocate(ctx);
   grads_.allocate(ctx);
   for (Parameter& p : rows_) {  // from here on the padding is out of sight
-    p.value.shape = p.shape;
-    if (with_gradients) p.grad.shape = p.shape;
+    if (!copies) p.compute = p.value;
+    for (Tensor* tensor : {&p.value, &p.compute, &p.grad}) tensor->shape = p.shape;
   }
 }
 
-int64_t ParameterTable::value_bytes() const {
-  int64_t bytes = 0;
-  for (const Parameter& p : rows_) bytes += 4 * (p.is_matrix() ? p.padded_rows * p.shape[1] : p.size());
-  return bytes;
+int64_t ParameterTable::bytes(DType dtype) const {
+  int64_t elements = 0;
+  for (const Parameter& p : rows_) elements += p.is_matrix() ? p.padded_rows * p.shape[1] : p.size();
+  return dtype_bytes(dtype) * elements;
+}
+
+void ParameterTable::refresh_compute() {
+  for (Parameter& p : rows_)
+    if (p.compute.data != p.value.data) cast(*ctx_, {.y = p.compute, .x = p.value});
 }
 
 void ParameterTable::initialize(uint64_t seed) {
   for (Parameter& p : rows_) {
     const uint64_t key = mix_bits(seed ^ hash_name(p.name));
     const int64_t cols = p.shape.cols();
+    OnHost host(*ctx_, p.value, /*load=*/false);
+    float* const first = host->f32();
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < p.shape.rows(); ++row) {
-      float* values = p.value.f32() + row * cols;
+      float* values = first + row * cols;
       Random random(key, static_cast<uint64_t>(row));
       for (int64_t i = 0; i < cols; i += 2) {
         float a = 1, b = 1;  // Init::ones
@@ -116,7 +126,9 @@ void ParameterTable::initialize(uint64_t seed) {
         if (i + 1 < cols) values[i + 1] = scale * b;
       }
     }
+    host.store();
   }
+  refresh_compute();
 }
 
 const Parameter& ParameterTable::at(const std::string& name) const {

@@ -28,16 +28,21 @@ struct Parameter {
   Init init;
   float init_std;           // for Init::normal
   bool transposed_on_disk;  // Hugging Face stores GPT-2's linear weights as (in, out)
-  Tensor value;             // (shape); memory for padded_rows rows
-  Tensor grad;              // (shape); present when training
+  Tensor value = {};        // (shape) f32, the master; memory for padded_rows rows
+  Tensor grad = {};         // (shape) f32; present when training
+  Tensor compute = {};      // (shape) what products and look-ups read: value itself, or a bf16 copy of it
 
   int64_t size() const { return shape.size(); }
   bool is_matrix() const { return shape.rank() == 2; }
   /// Embeddings and positions are stored (vocab, C): the transpose of the paper's (out, in) = (C, vocab).
   bool stored_transposed() const { return role == Role::embedding || role == Role::position; }
-  /// Values with the padding rows: (padded_rows, C).
-  Tensor padded_value() const { return {value.data, value.dtype, Shape{padded_rows, shape[1]}}; }
-  Tensor padded_grad() const { return {grad.data, grad.dtype, Shape{padded_rows, shape[1]}}; }
+  /// With the padding rows: (padded_rows, C).
+  Tensor padded_value() const { return padded(value); }
+  Tensor padded_compute() const { return padded(compute); }
+  Tensor padded_grad() const { return padded(grad); }
+
+ private:
+  Tensor padded(const Tensor& t) const { return {t.data, t.dtype, Shape{padded_rows, shape[1]}}; }
 };
 
 class ParameterTable {
@@ -45,9 +50,14 @@ class ParameterTable {
   /// Lists the tensors of `config`; no memory yet.
   explicit ParameterTable(const ModelConfig& config);
 
-  /// Plans and takes memory: values, and gradients when training.
+  /// Takes memory: values, their copies in ctx.dtype if that is another one, and gradients when training.
   void allocate(Context& ctx, bool with_gradients);
-  int64_t value_bytes() const;
+  /// Bytes of all values, padding included, stored as `dtype`.
+  int64_t bytes(DType dtype) const;
+  /// Where the tensors live; null before allocate().
+  Context* context() const { return ctx_; }
+  /// Makes every `compute` agree with its value, after values were set from outside the optimizer.
+  void refresh_compute();
   /// Fills the values: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L)), gains 1, biases 0. Each
   /// tensor has its own random stream, derived from `seed` and its name, so that the result does not depend
   /// on order.
@@ -66,6 +76,8 @@ class ParameterTable {
 
  private:
   std::vector<Parameter> rows_;
+  Context* ctx_ = nullptr;
   Arena values_{"parameters"};
+  Arena compute_{"parameters in bf16"};
   Arena grads_{"gradients"};
 };

@@ -1,8 +1,8 @@
 #!/bin/sh
-# tests/run.sh BUILD: runs every test of `make test` and closes with "N passed, N failed[, N skipped]".
-# Exit status 1 when something failed.
+# tests/run.sh PROGRAM BUILD: runs every test of `make test`, those of BUILD with its own CUDA path and those of the program
+# from the outside with PROGRAM, and closes with "N passed, N failed[, N skipped]". Exit status 1 when something failed.
 set -u
-build=$1
+program=$PWD/$1 build=$2
 passed=0 failed=0 skipped=0
 
 # count FILE REGEX: the number in the last matching line of GoogleTest's summary
@@ -10,7 +10,7 @@ count() { sed -n "s/^\[  $2 *\] \([0-9]*\) test.*/\1/p" "$1" | tail -n 1; }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-TRAIN_GPT=$PWD/$build/train_gpt "$build/tests/all" --gtest_brief=0 >"$log" 2>&1
+TRAIN_GPT=$program TRAIN_GPT_GPU=$PWD/$build/train_gpt "$build/tests/all" --gtest_brief=0 >"$log" 2>&1
 status=$?
 grep -E '^\[  FAILED  \]|: Failure$|^\[  SKIPPED \]' "$log"
 if [ "$status" -ne 0 ]; then grep -v '^\[ RUN\|^\[       OK\|^\[---' "$log" | head -n 200; fi
@@ -22,7 +22,7 @@ if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then failed=1; fi
 
 # Programs with a status of their own: 0 passed, 77 skipped, else failed.
 for script in tests/test_*.sh; do
-  TRAIN_GPT=$PWD/$build/train_gpt BUILD=$build "$script" >"$log" 2>&1
+  TRAIN_GPT=$program BUILD=$build "$script" >"$log" 2>&1
   status=$?
   case $status in
     0) passed=$((passed + 1)) ;;

@@ -1,156 +1,13 @@
 // The program from the outside: what a person or a script sees of ./train_gpt. Needs the binary in
 // $TRAIN_GPT.
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
-#include <thread>
-
-#include "random.h"
-#include "tests/temporary_folder.h"
+#include "tests/program_fixture.h"
 
 namespace {
-namespace fs = std::filesystem;
-using nlohmann::json;
-using Words = std::vector<std::string>;
-
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-/// A loss as the program prints it.
-std::string fmt_loss(double loss) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6f", loss);
-  return text;
-}
-
-struct Result {
-  int status;  // exit status, or 128 + signal
-  std::string out, err;
-};
-
-class Program : public testing::Test {
+class Program : public ProgramTest {
  protected:
-  void SetUp() override {
-    const char* binary = std::getenv("TRAIN_GPT");
-    if (binary == nullptr) GTEST_SKIP() << "set TRAIN_GPT to the program to test";
-    binary_ = binary;
-  }
-  std::string path(const std::string& name) const { return folder_.path(name); }
-
-  /// Starts the program; output goes to files, so that nothing blocks.
-  pid_t start(const Words& words) {
-    std::vector<char*> argv = {binary_.data()};
-    Words copy = words;
-    for (std::string& word : copy) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    const std::string out = path("stdout"), err = path("stderr");
-    const pid_t child = fork();
-    if (child == 0) {
-      dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDOUT_FILENO);
-      dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDERR_FILENO);
-      execv(argv[0], argv.data());
-      _exit(127);
-    }
-    return child;
-  }
-  Result finish(pid_t child) {
-    int status = 0;
-    waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")),
-            read(path("stderr"))};
-  }
-  Result run(const Words& words) { return finish(start(words)); }
-
-  /// A small corpus of words with some structure, prepared once per test.
-  void prepare() {
-    Random random(7);
-    std::ofstream text(path("text.txt"));
-    const char* words[] = {"the", "light", "and", "day", "night", "water", "was", "good", "said", "earth"};
-    for (int line = 0; line < 2000; ++line) {
-      for (int i = 0; i < 8; ++i) text << words[random.bits() % 10] << (i < 7 ? " " : ".\n");
-      if (line % 400 == 399) text << "<|endoftext|>\n";
-    }
-    text.close();
-    const Result result =
-        run({"prepare", "--text", path("text.txt"), "--out", path("data"), "--val-fraction", "0.1"});
-    ASSERT_EQ(result.status, 0) << result.err;
-  }
-  /// A tiny training run into OUT; `more` comes last and wins.
-  Words train(const std::string& out, const Words& more = {}) {
-    Words words = {"train",
-                   "--train",
-                   path("data/train_*.bin"),
-                   "--val",
-                   path("data/val_*.bin"),
-                   "--out",
-                   path(out),
-                   "--model",
-                   "gpt2-nano",
-                   "--batch-size",
-                   "4",
-                   "--seq-len",
-                   "32",
-                   "--steps",
-                   "12",
-                   "--val-every",
-                   "6",
-                   "--val-tokens",
-                   "512"};
-    words.insert(words.end(), more.begin(), more.end());
-    return words;
-  }
-  std::vector<json> log(const std::string& out) {
-    std::vector<json> lines;
-    std::ifstream file(path(out + "/log.jsonl"));
-    for (std::string line; std::getline(file, line);) lines.push_back(json::parse(line));
-    return lines;
-  }
-  /// The losses of the log, by type and step.
-  std::map<std::pair<std::string, int>, double> losses(const std::string& out) {
-    std::map<std::pair<std::string, int>, double> found;
-    for (const json& line : log(out)) {
-      if (!line.contains("loss")) continue;
-      const bool first = found.emplace(std::pair(line["type"], line["step"]), line["loss"]).second;
-      EXPECT_TRUE(first) << "twice: " << line;
-    }
-    return found;
-  }
-  /// One line on standard error that says "train_gpt: error: ..." and holds all of `parts`.
-  void expect_error(const Words& words, int status, const Words& parts) {
-    const Result result = run(words);
-    std::string command;
-    for (const std::string& word : words) command += " " + word;
-    SCOPED_TRACE(command + "\n" + result.err);
-    EXPECT_EQ(result.status, status);
-    EXPECT_TRUE(result.err.starts_with("train_gpt: error: "));
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1);
-    for (const std::string& part : parts) EXPECT_NE(result.err.find(part), std::string::npos) << part;
-  }
-  void expect_same_checkpoint(const std::string& a, const std::string& b, const std::string& step) {
-    for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json"}) {
-      const std::string left = read(path(a + "/checkpoints/" + step + "/" + file));
-      EXPECT_FALSE(left.empty()) << file;
-      EXPECT_TRUE(left == read(path(b + "/checkpoints/" + step + "/" + file))) << file;
-    }
-  }
-
- private:
-  TemporaryFolder folder_;
-  std::string binary_;
+  Program() : ProgramTest("TRAIN_GPT") {}
 };
+}  // namespace
 
 TEST_F(Program, HelpNamesEveryCommand) {
   const Result result = run({"--help"});
@@ -283,7 +140,9 @@ TEST_F(Program, BadUsageIsOneLineAndStatus2) {
   expect_error(train("run", {"--head", "adam"}), 2, {"head", "tied"});
   expect_error(train("run", {"--schedule", "zigzag"}), 2, {"zigzag", "cosine"});
   expect_error(train("run", {"--recipe", "soup"}), 2, {"soup", "adamw"});
-  expect_error(train("run", {"--device", "cuda"}), 2, {"--device"});
+  const char* with_cuda = std::getenv("TRAIN_GPT_GPU");
+  if (with_cuda == nullptr || std::string(with_cuda) != std::getenv("TRAIN_GPT"))
+    expect_error(train("run", {"--device", "cuda"}), 2, {"--device"});
   expect_error(train("run", {"--dtype", "bf16"}), 2, {"--dtype"});
   expect_error(train("run", {"--config", path("none.conf")}), 2, {"none.conf"});
   expect_error({"prepare", "--text", path("text.txt"), "--out", path("d"), "--tokenizer", "klingon"}, 2,
@@ -412,4 +271,3 @@ TEST_F(Program, AFullDiskKeepsTheOlderCheckpoint) {
   }
   EXPECT_GT(complete, 0);
 }
-}  // namespace

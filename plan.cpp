@@ -1,0 +1,70 @@
+#include "plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "error.h"
+#include "setup.h"
+
+namespace {
+double mebibytes(int64_t bytes) {
+  return static_cast<double>(bytes) / (1024.0 * 1024.0);
+}
+
+/// What a run takes, line by line, before anything is allocated.
+std::vector<MemoryLine> memory_plan(const Gpt& model, const Optimizer& optimizer) {
+  std::vector<MemoryLine> plan = model.memory_plan();
+  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());  // scratch is shared
+  plan.push_back({"optimizer state", optimizer.state_bytes()});
+  return plan;
+}
+
+int64_t total(const std::vector<MemoryLine>& plan) {
+  int64_t bytes = 0;
+  for (const MemoryLine& line : plan) bytes += line.bytes;
+  return bytes;
+}
+
+/// The largest batch whose plan fits in `memory`; 0 when not even one row does.
+int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, int64_t seq_len, int64_t memory) {
+  const auto fits = [&](int64_t B) {
+    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true),
+                             optimizer)) <= memory;
+  };
+  int64_t good = 0, bad = 1;
+  while (bad < int64_t{1} << 20 && fits(bad)) good = bad, bad *= 2;
+  while (bad - good > 1) (fits((good + bad) / 2) ? good : bad) = (good + bad) / 2;
+  return good;
+}
+}  // namespace
+
+void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
+  const ModelConfig& c = model.config();
+  const Context& ctx = model.context();
+  const int64_t memory = usable_memory(ctx);
+  const std::vector<MemoryLine> plan = memory_plan(model, optimizer);
+  const int64_t largest = largest_batch(model, optimizer, options.seq_len, memory);
+  std::string lines;
+  for (const MemoryLine& line : plan) lines += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
+  fmt::print("device     {}\n", describe_device(ctx));
+  fmt::print(
+      "model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
+      c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
+  fmt::print("batch      {} x {} tokens x {} micro-batches = {} tokens per step; up to {} x {} would fit\n",
+             options.batch_size, options.seq_len, options.grad_accum, options.tokens_per_step(), largest,
+             options.seq_len);
+  fmt::print("memory     {:.1f} MiB of {:.1f}: {}\n", mebibytes(total(plan)), mebibytes(memory),
+             lines.substr(2));
+  std::fflush(stdout);
+}
+
+void expect_memory(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
+  const int64_t memory = usable_memory(model.context()), bytes = total(memory_plan(model, optimizer));
+  if (bytes <= memory) return;
+  throw RunError(fmt::format(
+      "the plan needs {:.1f} GiB and {} has {:.1f}, --model {} --batch-size {}, use a smaller model, or "
+      "a smaller batch with a larger --grad-accum (up to {} rows fit)",
+      mebibytes(bytes) / 1024, model.context().device ? "the GPU" : "this machine", mebibytes(memory) / 1024,
+      options.model, options.batch_size, largest_batch(model, optimizer, options.seq_len, memory)));
+}
