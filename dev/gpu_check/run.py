@@ -24,7 +24,7 @@ import report
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # The tests of what runs on a GPU, and of every PTX wrapper bit by bit.
-GPU_TESTS = "*Gpu*:*Stream*:*Cuda*:*Mma*:*Hopper*:*Wgmma*:*Fragment*:*Ptx*"
+GPU_TESTS = "*Gpu*:*Streams*:Wrappers.*:Hopper.*:ModelInBf16.*"
 # Small enough for a checker that slows kernels down a hundredfold.
 SANITIZED_TESTS = "GpuF32.*=1,T=3,C=16*:GpuBf16.*T=5,C=33*:GpuBf16.matmul/M=7*:GpuBf16.cross_entropy/N=5*:*GpuAttention*"
 

@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kBlock) cast_kernel(To* y, const From* x, int6
 // longer than they need be: then the values of a column lie in different banks.
 constexpr int kTile = 64;
 
-/// A block per tile; warps take rows of x, then rows of y.
+/// A block per tile; warps take rows of x, then rows of y. Moves bits: T is an unsigned integer as wide as
+/// the numbers.
 template <typename T>
 __global__ void __launch_bounds__(kBlock)
     transpose_kernel(T* y, const T* x, int64_t rows, int64_t cols, int64_t row_tiles, int64_t col_tiles) {
@@ -57,7 +58,9 @@ void gpu::transpose(Context& ctx, const Transpose& args) {
   const int64_t cols = args.x.cols(), rows = args.y.cols(), batch = args.x.size() / (rows * cols);
   const int64_t row_tiles = blocks_for(rows, kTile), col_tiles = blocks_for(cols, kTile);
   for_float_type(args.x.dtype, [&]<typename T>(T) {
+    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
     launch(ctx, {.grid = static_cast<unsigned>(batch * row_tiles * col_tiles), .block = kBlock},
-           transpose_kernel<T>, data_of<T>(args.y), data_of<T>(args.x), rows, cols, row_tiles, col_tiles);
+           transpose_kernel<Bits>, reinterpret_cast<Bits*>(data_of<T>(args.y)),
+           reinterpret_cast<const Bits*>(data_of<T>(args.x)), rows, cols, row_tiles, col_tiles);
   });
 }

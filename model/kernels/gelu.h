@@ -10,7 +10,7 @@
 // Source: Hendrycks & Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, section 2, the tanh
 // approximation.
 //
-// This is the smallest complete operation: copy gelu.h, gelu.cpp and the gelu cases of tests/op_cases.h to
+// This is the smallest complete operation: copy gelu.h, gelu.cpp, gelu.cu and tests/cases/gelu.h to
 // begin a new one.
 #pragma once
 

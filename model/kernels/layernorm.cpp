@@ -10,14 +10,25 @@ struct Moments {
   float mean, rstd;
 };
 
-Moments row_moments(const float* x, int64_t C, float eps) {
+/// A sum of floats in blocks: one long chain of additions would lose digits where the compiler has no
+/// vectors.
+constexpr int64_t kSumBlock = 512;
+template <typename Term>
+float sum_in_blocks(int64_t n, Term term) {
   float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < C; ++c) sum += x[c];
-  const float mean = sum / static_cast<float>(C);
-  float squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+  for (int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const int64_t end = std::min(n, begin + kSumBlock);
+    float part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = begin; i < end; ++i) part += term(i);
+    sum += part;
+  }
+  return sum;
+}
+
+Moments row_moments(const float* x, int64_t C, float eps) {
+  const float mean = sum_in_blocks(C, [=](int64_t c) { return x[c]; }) / static_cast<float>(C);
+  const float squares = sum_in_blocks(C, [=](int64_t c) { return (x[c] - mean) * (x[c] - mean); });
   return {mean, 1.0f / std::sqrt(squares / static_cast<float>(C) + eps)};
 }
 }  // namespace
