@@ -233,8 +233,8 @@ std::string CaseRun::check(const OpCase& op_case, bool is_candidate) {
     const double tolerance =
         shipped_.tolerance * (by == Against::oracle ? 1 : 2) + (half ? shipped_.half_tolerance : 0);
     const OnHost got(ctx_, operands_.at(operand.name));
-    const std::string wrong = difference(operand.name, *got, expected.at(operand.name), tolerance,
-                                         half ? kMostHalfDistance : 2 * tolerance);
+    std::string wrong = difference(operand.name, *got, expected.at(operand.name), tolerance,
+                                   half ? kMostHalfDistance : 2 * tolerance);
     if (!wrong.empty()) return wrong;
   }
   return "";

@@ -48,6 +48,7 @@ class CaseRun {
   Tensors operands_;  // where ctx computes
   Tensors first_;     // the same, for operands that runs overwrite
   struct Reference {
+    explicit Reference(Against against) : against(against) {}
     Against against;
     Arena arena{"reference"};
     Tensors tensors;
