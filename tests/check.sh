@@ -46,10 +46,10 @@ too_large='*T=11,C=*:*T=4150*:*rows=700*:*C=1032*:*C=6152*'
 # Eight steps of one rule through the CUDA path see as much of memory as those of seven.
 repeats='*Trajectories*accum2Gpu:*Trajectories*clipGpu:*Trajectories*signsgdGpu:*Trajectories*svdGpu:*Trajectories*modularGpu'
 check 'build with sanitizers' sanitized
-check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 build/asan/tests/all \
+check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats"
 check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
-  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*'
+  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*'
 check 'build for the race check' racecheck_build
 check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 build/tsan/tests/all \
   --gtest_filter="$races-$too_large"

@@ -5,12 +5,12 @@ set -u
 program=$PWD/$1 build=$2
 passed=0 failed=0 skipped=0
 
-# count FILE REGEX: the number in the last matching line of GoogleTest's summary
-count() { sed -n "s/^\[  $2 *\] \([0-9]*\) test.*/\1/p" "$1" | tail -n 1; }
+# count FILE WORD: the sum over the processes' summaries, "[  WORD  ] N tests"
+count() { sed -n "s/^\[  $2 *\] \([0-9]*\) test.*/\1/p" "$1" | awk '{ sum += $1 } END { print sum + 0 }'; }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-TRAIN_GPT=$program TRAIN_GPT_GPU=$PWD/$build/train_gpt "$build/tests/all" --gtest_brief=0 >"$log" 2>&1
+TRAIN_GPT=$program TRAIN_GPT_GPU=$PWD/$build/train_gpt tests/gtest.sh "$build/tests/all" >"$log" 2>&1
 status=$?
 grep -E '^\[  FAILED  \]|: Failure$|^\[  SKIPPED \]' "$log"
 if [ "$status" -ne 0 ]; then grep -v '^\[ RUN\|^\[       OK\|^\[---' "$log" | head -n 200; fi
