@@ -10,26 +10,21 @@ struct Moments {
   float mean, rstd;
 };
 
-/// A sum of floats in blocks: one long chain of additions would lose digits where the compiler has no
+/// Sums in float64: a chain of float additions would lose digits, and how many by the width of the compiler's
 /// vectors.
-constexpr int64_t kSumBlock = 512;
-template <typename Term>
-float sum_in_blocks(int64_t n, Term term) {
-  float sum = 0;
-  for (int64_t begin = 0; begin < n; begin += kSumBlock) {
-    const int64_t end = std::min(n, begin + kSumBlock);
-    float part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t i = begin; i < end; ++i) part += term(i);
-    sum += part;
-  }
-  return sum;
-}
-
 Moments row_moments(const float* x, int64_t C, float eps) {
-  const float mean = sum_in_blocks(C, [=](int64_t c) { return x[c]; }) / static_cast<float>(C);
-  const float squares = sum_in_blocks(C, [=](int64_t c) { return (x[c] - mean) * (x[c] - mean); });
-  return {mean, 1.0f / std::sqrt(squares / static_cast<float>(C) + eps)};
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < C; ++c) sum += x[c];
+  const auto mean = static_cast<float>(sum / static_cast<double>(C));
+  double squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < C; ++c) {
+    const float deviation = x[c] - mean;
+    squares += deviation * deviation;
+  }
+  const auto variance = static_cast<float>(squares / static_cast<double>(C));
+  return {mean, 1.0f / std::sqrt(variance + eps)};
 }
 }  // namespace
 
