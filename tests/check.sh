@@ -48,6 +48,7 @@ repeats='*Trajectories*accum2Gpu:*Trajectories*clipGpu:*Trajectories*signsgdGpu:
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats"
+# That the two devices agree is shown without sanitizers; resuming takes the same path here.
 check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
   TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*'
 check 'build for the race check' racecheck_build

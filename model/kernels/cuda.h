@@ -3,7 +3,7 @@
 //
 // What a kernel file may use: the CUDA language (grids, blocks, shared memory, warp intrinsics with explicit
 // masks, vector types), what stands here, mma.h for tensor cores and asynchronous copies, hopper.h for TMA
-// and wgmma. No raw asm, no <<<>>>, no libraries.
+// and wgmma, fast_math.h for approximate functions. No raw asm, no <<<>>>, no libraries.
 //
 //   template <typename T>
 //   __global__ void gelu_kernel(T* y, const T* x, int64_t n) { ... }
