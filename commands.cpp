@@ -156,7 +156,7 @@ int run_info(const TrainOptions& options) {
             /*training=*/true);
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
   print_plan(options, model, optimizer);
-  fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>5}  {}\n", "tensor", "role", "shape", "norm",
+  fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}\n", "tensor", "role", "shape", "norm",
              "lr", "decay", "s", "rule");
   const std::vector<RowInfo> rows = optimizer.describe();
   for (const RowInfo& row : rows) {
@@ -165,8 +165,9 @@ int run_info(const TrainOptions& options) {
         row.matrices > 1
             ? fmt::format("{} x {}", row.matrices, Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
             : p.shape.str();
-    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>5g}  {}\n", row.parameter, role_name(row.role),
-               shape, row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule);
+    const std::string by = row.by == role_name(row.role) ? "" : fmt::format("  (--set {})", row.by);
+    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>6.4g}  {}{}\n", row.parameter,
+               role_name(row.role), shape, row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule, by);
   }
   return 0;
 }

@@ -7,6 +7,12 @@
 
 #include "error.h"
 
+std::string listed(std::span<const char* const> names) {
+  std::string text;
+  for (const char* name : names) text += (text.empty() ? "" : ", ") + std::string(name);
+  return text;
+}
+
 Keyed::Keyed(std::string option, const std::string& text) : option_(std::move(option)) {
   const size_t colon = text.find(':');
   name_ = text.substr(0, colon);
@@ -64,18 +70,21 @@ bool Keyed::boolean(const std::string& key, bool fallback) {
   return value == "1" || value == "true";
 }
 
+std::string Keyed::text(const std::string& key, const std::string& fallback) {
+  asked(key);
+  const auto it = values_.find(key);
+  return it == values_.end() ? fallback : it->second;
+}
+
 std::string Keyed::choice(const std::string& key, const std::string& fallback,
                           std::span<const char* const> choices) {
   asked(key);
   const auto it = values_.find(key);
   if (it == values_.end()) return fallback;
-  std::string legal;
-  for (const char* candidate : choices) {
+  for (const char* candidate : choices)
     if (it->second == candidate) return it->second;
-    legal += (legal.empty() ? "" : ", ") + std::string(candidate);
-  }
-  throw UsageError(
-      fmt::format("{}={} is unknown, {} {}, choose one of: {}", key, it->second, option_, name_, legal));
+  throw UsageError(fmt::format("{}={} is unknown, {} {}, choose one of: {}", key, it->second, option_, name_,
+                               listed(choices)));
 }
 
 void Keyed::finish() const {

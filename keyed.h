@@ -7,6 +7,9 @@
 #include <span>
 #include <string>
 
+/// "a, b, c", for messages.
+std::string listed(std::span<const char* const> names);
+
 /// A parsed text. Every getter marks its key as known; finish() rejects keys that nobody asked for.
 class Keyed {
  public:
@@ -19,6 +22,7 @@ class Keyed {
   double number(const std::string& key, double fallback, double low, double high);
   int64_t integer(const std::string& key, int64_t fallback, int64_t low, int64_t high);
   bool boolean(const std::string& key, bool fallback);  // 0, 1, true, false
+  std::string text(const std::string& key, const std::string& fallback);
   /// One of `choices`.
   std::string choice(const std::string& key, const std::string& fallback,
                      std::span<const char* const> choices);

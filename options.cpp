@@ -97,12 +97,25 @@ void add_optimizer(CLI::App& app, TrainOptions& o) {
   for (const Role role : kRoles)
     app.add_option(std::string("--") + role_name(role), o.rules[role],
                    fmt::format("rule for {} tensors, RULE[:key=value,...]", role_name(role)));
+  app.add_option(
+         "--set", o.overrides,
+         "PATTERN=RULE for tensors by name, before their role's: 'h.*.mlp.c_proj=muon:lr=0.04'; repeatable")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->expected(1);
+  app.add_option(
+         "--sensitivity", o.sensitivities,
+         "s of Proposition 7: PATTERN=VALUE, or masses[:embedding=M,hidden=M,...,residual=R]; repeatable")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->expected(1);
   app.add_option("--schedule", o.schedule,
                  "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
   app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(number(0));
   app.add_option("--sharpness", o.sharpness,
                  "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
       ->check(number(0));
+  app.add_option(
+      "--escape", o.escape,
+      "step sizes grow from ETA0[:growth=G,coefficient=C] to the escape velocity (Prodigy, any norm)");
 }
 
 void add_generate(CLI::App& app, GenerateOptions& o) {
@@ -262,7 +275,10 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"val_tokens", o.val_tokens},
           {"recipe", o.recipe},
           {"rules", rules},
+          {"set", o.overrides},
+          {"sensitivity", o.sensitivities},
           {"schedule", o.schedule},
           {"grad_clip", o.grad_clip},
-          {"sharpness", o.sharpness}};
+          {"sharpness", o.sharpness},
+          {"escape", o.escape}};
 }

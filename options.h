@@ -36,10 +36,13 @@ struct TrainOptions {
   int64_t checkpoint_every = 0;  // steps; 0: only after the last
   int64_t keep = 2;              // newest checkpoints to keep; 0: all
   std::string recipe = "muon";
-  std::map<Role, std::string> rules;  // what the user set; the recipe fills in the rest
-  std::string schedule;               // NAME[:key=value,...]; empty: the recipe's
-  double grad_clip = -1;              // global gradient norm; 0: off; negative: the recipe's
-  double sharpness = 0;               // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
+  std::map<Role, std::string> rules;       // what the user set; the recipe fills in the rest
+  std::vector<std::string> overrides;      // PATTERN=RULE, for tensors by name
+  std::vector<std::string> sensitivities;  // PATTERN=VALUE or masses:...
+  std::string schedule;                    // NAME[:key=value,...]; empty: the recipe's
+  double grad_clip = -1;                   // global gradient norm; 0: off; negative: the recipe's
+  double sharpness = 0;  // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
+  std::string escape;    // not empty: the escape velocity, ETA0[:growth=..,coefficient=..]
 
   int64_t rows() const { return batch_size * grad_accum; }  // of the global batch
   int64_t tokens_per_step() const { return rows() * seq_len; }

@@ -78,6 +78,16 @@ ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer
   return config;
 }
 
+namespace {
+RuleOverride parse_override(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+    throw UsageError(
+        fmt::format("'{}' is not PATTERN=RULE, --set, write 'h.*.mlp.c_proj=muon:lr=0.04'", text));
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+}  // namespace
+
 OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTable& parameters) {
   std::set<Role> present;
   for (const Parameter& p : parameters) present.insert(p.role);
@@ -93,6 +103,9 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
   if (!options.schedule.empty()) chosen.schedule = parse_schedule("--schedule", options.schedule);
   if (options.grad_clip >= 0) chosen.grad_clip = options.grad_clip;
   chosen.sharpness = options.sharpness;
+  for (const std::string& text : options.overrides) chosen.overrides.push_back(parse_override(text));
+  chosen.sensitivities = options.sensitivities;
+  if (!options.escape.empty()) chosen.escape = parse_escape("--escape", options.escape);
   return chosen;
 }
 
@@ -100,6 +113,8 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
                             const OptimizerOptions& optimizer, uint64_t data_fingerprint) {
   nlohmann::json rules = nlohmann::json::object();
   for (const auto& [role, rule] : optimizer.rules) rules[role_name(role)] = rule;
+  nlohmann::json overrides = nlohmann::json::array();
+  for (const RuleOverride& o : optimizer.overrides) overrides.push_back({o.pattern, o.rule});
   return {{"layers", config.L},
           {"heads", config.NH},
           {"channels", config.C},
@@ -113,7 +128,10 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
           {"rules", rules},
           {"schedule", optimizer.schedule.str()},
           {"grad_clip", optimizer.grad_clip},
-          {"sharpness", optimizer.sharpness}};
+          {"sharpness", optimizer.sharpness},
+          {"set", overrides},
+          {"sensitivity", optimizer.sensitivities},
+          {"escape", options.escape}};
 }
 
 nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,

@@ -17,7 +17,7 @@
 /// One tensor of the model and how it is measured.
 struct ModularTerm {
   Tensor x;  // weight or gradient
-  NormKind norm;
+  Norm norm;
   double s = 1;             // sensitivity
   bool transposed = false;  // storage is (in, out)
 };

@@ -1,9 +1,10 @@
 #include "optim/norm.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <string>
+#include <limits>
 #include <vector>
 
 #include "model/kernels/reduce.h"
@@ -14,18 +15,39 @@ namespace {
 /// What a norm is made of, before any factor of out and in.
 enum class Base : uint8_t { whole, entries, spectral, columns, rows, column_sums, row_sums };
 
-struct NormRow {
-  const char* name;
-  Base base;
-};
-constexpr NormRow kNorms[] = {
-    {"frobenius", Base::whole},        {"rms", Base::whole},         {"l1-linf", Base::entries},
-    {"scaled-l1-linf", Base::entries}, {"l2-l2", Base::spectral},    {"rms-rms", Base::spectral},
-    {"l1-l2", Base::columns},          {"l1-rms", Base::columns},    {"l2-linf", Base::rows},
-    {"rms-linf", Base::rows},          {"l1-l1", Base::column_sums}, {"linf-linf", Base::row_sums}};
+constexpr const char* kNames[] = {"frobenius", "rms",     "l1-linf",         "scaled-l1-linf",
+                                  "l2-l2",     "rms-rms", "spectral-keller", "spectral-moonlight",
+                                  "l1-lp",     "l1-rms",  "lp-linf",         "rms-linf"};
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-const NormRow& row_of(NormKind kind) {
-  return kNorms[static_cast<size_t>(kind)];
+const PolarMethod& given_or_svd(const PolarMethod* method) {
+  static const PolarMethod svd = polar_method("svd");
+  return method != nullptr ? *method : svd;
+}
+
+Base base_of(const Norm& norm) {
+  switch (norm.kind) {
+    case NormKind::frobenius:
+    case NormKind::rms:
+      return Base::whole;
+    case NormKind::l1_linf:
+    case NormKind::scaled_l1_linf:
+      return Base::entries;
+    case NormKind::l2_l2:
+    case NormKind::rms_rms:
+    case NormKind::spectral_keller:
+    case NormKind::spectral_moonlight:
+      return Base::spectral;
+    case NormKind::l1_lp:
+      return norm.p == 1 ? Base::column_sums : Base::columns;
+    case NormKind::l1_rms:
+      return Base::columns;
+    case NormKind::lp_linf:
+      return norm.p == kInfinity ? Base::row_sums : Base::rows;
+    case NormKind::rms_linf:
+      return Base::rows;
+  }
+  return Base::whole;
 }
 
 /// max that lets a NaN through.
@@ -41,7 +63,7 @@ Tensor as_batch(const Tensor& x) {
   return x.view({1, x.shape[0], 1});
 }
 
-double scale_of(NormKind kind, const Tensor& batch, bool transposed) {
+double scale_of(const Norm& kind, const Tensor& batch, bool transposed) {
   const int64_t rows = batch.shape[1], cols = batch.shape[2];
   return transposed ? norm_scale(kind, cols, rows) : norm_scale(kind, rows, cols);
 }
@@ -119,11 +141,11 @@ double base_value(Context& ctx, Base base, const Tensor& x, bool dual) {
   return 0;
 }
 
-void values_of(Context& ctx, NormKind kind, const Tensor& x, bool transposed, bool dual,
+void values_of(Context& ctx, const Norm& kind, const Tensor& x, bool transposed, bool dual,
                std::span<double> values) {
   const Tensor batch = as_batch(x);
   expect(static_cast<int64_t>(values.size()) == batch.shape[0], "norms: need one value for each matrix");
-  const Base base = in_storage(row_of(kind).base, transposed);
+  const Base base = in_storage(base_of(kind), transposed);
   const double scale = scale_of(kind, batch, transposed);
   for (int64_t i = 0; i < batch.shape[0]; ++i) {
     const double value = base_value(ctx, base, batch[i], dual);
@@ -176,33 +198,44 @@ void unit_columns(Context& ctx, const Tensor& y, const Tensor& x, double scale) 
 }  // namespace
 
 std::span<const char* const> norm_names() {
-  static const auto names = [] {
-    std::vector<const char*> list;
-    for (const NormRow& row : kNorms) list.push_back(row.name);
-    return list;
-  }();
-  return names;
+  return kNames;
 }
 
-const char* norm_name(NormKind kind) {
-  return row_of(kind).name;
+std::string norm_name(const Norm& norm) {
+  const auto number = [&] { return std::isinf(norm.p) ? std::string("inf") : fmt::format("{:g}", norm.p); };
+  if (norm.kind == NormKind::l1_lp) return fmt::format("l1-l{}", number());
+  if (norm.kind == NormKind::lp_linf) return fmt::format("l{}-linf", number());
+  return kNames[static_cast<size_t>(norm.kind)];
 }
 
-NormKind norm_kind(const char* name) {
-  for (size_t i = 0; i < std::size(kNorms); ++i)
-    if (std::strcmp(kNorms[i].name, name) == 0) return static_cast<NormKind>(i);
-  throw std::logic_error("norm_kind: no norm is called " + std::string(name));
+std::optional<Norm> find_norm(const std::string& name) {
+  for (size_t i = 0; i < std::size(kNames); ++i) {
+    const auto kind = static_cast<NormKind>(i);
+    if (name == kNames[i] && kind != NormKind::l1_lp && kind != NormKind::lp_linf) return Norm{kind};
+  }
+  for (const Norm norm : {Norm{NormKind::l1_lp, 1}, Norm{NormKind::l1_lp, 2}, Norm{NormKind::lp_linf, 2},
+                          Norm{NormKind::lp_linf, kInfinity}})
+    if (name == norm_name(norm)) return norm;
+  return std::nullopt;
 }
 
-double norm_scale(NormKind kind, int64_t out, int64_t in) {
+bool is_spectral(const Norm& norm) {
+  return base_of(norm) == Base::spectral;
+}
+
+double norm_scale(const Norm& norm, int64_t out, int64_t in) {
   const double o = static_cast<double>(out), i = static_cast<double>(in);
-  switch (kind) {
+  switch (norm.kind) {
     case NormKind::rms:
       return std::sqrt(o * i);
     case NormKind::scaled_l1_linf:
       return 1 / i;
     case NormKind::rms_rms:
       return std::sqrt(o / i);
+    case NormKind::spectral_keller:
+      return std::sqrt(std::max(1.0, o / i));
+    case NormKind::spectral_moonlight:
+      return 0.2 * std::sqrt(std::max(o, i));
     case NormKind::l1_rms:
       return std::sqrt(o);
     case NormKind::rms_linf:
@@ -212,21 +245,21 @@ double norm_scale(NormKind kind, int64_t out, int64_t in) {
   }
 }
 
-void norms(Context& ctx, NormKind kind, const Tensor& w, bool transposed, std::span<double> values) {
+void norms(Context& ctx, const Norm& kind, const Tensor& w, bool transposed, std::span<double> values) {
   values_of(ctx, kind, w, transposed, /*dual=*/false, values);
 }
 
-void dual_norms(Context& ctx, NormKind kind, const Tensor& g, bool transposed, std::span<double> values) {
+void dual_norms(Context& ctx, const Norm& kind, const Tensor& g, bool transposed, std::span<double> values) {
   values_of(ctx, kind, g, transposed, /*dual=*/true, values);
 }
 
-double norm(Context& ctx, NormKind kind, const Tensor& w, bool transposed) {
+double norm(Context& ctx, const Norm& kind, const Tensor& w, bool transposed) {
   double value = 0;
   norms(ctx, kind, w, transposed, {&value, 1});
   return value;
 }
 
-double dual_norm(Context& ctx, NormKind kind, const Tensor& g, bool transposed) {
+double dual_norm(Context& ctx, const Norm& kind, const Tensor& g, bool transposed) {
   double value = 0;
   dual_norms(ctx, kind, g, transposed, {&value, 1});
   return value;
@@ -237,7 +270,7 @@ void dualize(Context& ctx, const Dualize& args) {
   const Tensor out = as_batch(args.out), g = as_batch(args.g);
   const double scale = scale_of(args.norm, g, args.transposed);
   const int64_t batch = g.shape[0], rows = g.shape[1], cols = g.shape[2];
-  const Base base = in_storage(row_of(args.norm).base, args.transposed);
+  const Base base = in_storage(base_of(args.norm), args.transposed);
   switch (base) {
     case Base::whole:
       return unit_rows(ctx, out.view({batch, rows * cols}), g.view({batch, rows * cols}), scale);
@@ -246,7 +279,7 @@ void dualize(Context& ctx, const Dualize& args) {
       return copy_scaled(ctx, out, out, scale);
     case Base::spectral:
       copy_scaled(ctx, out, g, 1);
-      polar(ctx, {.x = out, .method = args.polar, .steps = args.polar_steps});
+      polar(ctx, {.x = out, .method = given_or_svd(args.polar)});
       return copy_scaled(ctx, out, out, scale);
     case Base::rows:
       return unit_rows(ctx, out.view({batch * rows, cols}), g.view({batch * rows, cols}), scale);
@@ -260,16 +293,17 @@ void dualize(Context& ctx, const Dualize& args) {
   }
 }
 
-int64_t norm_scratch_bytes(const Context& ctx, NormKind kind, const Shape& shape, PolarMethod method) {
+int64_t norm_scratch_bytes(const Context& ctx, const Norm& kind, const Shape& shape,
+                           const PolarMethod* polar) {
   const int64_t batch = shape.rank() == 3 ? shape[0] : 1;
   const int64_t rows = shape.rank() == 1 ? shape[0] : shape[shape.rank() - 2];
   const int64_t cols = shape.rank() == 1 ? 1 : shape[shape.rank() - 1];
   const int64_t of_rows = 4 * batch * rows + row_norms_scratch_bytes(batch * rows, cols);
   const int64_t of_columns = 4 * cols + col_norms_scratch_bytes(rows, cols);
-  switch (row_of(kind).base) {
+  switch (base_of(kind)) {
     case Base::spectral:
       return std::max(svd_scratch_bytes(ctx, rows, cols),
-                      polar_scratch_bytes(ctx, {batch, rows, cols}, DType::f32, method));
+                      polar_scratch_bytes(ctx, {batch, rows, cols}, DType::f32, given_or_svd(polar)));
     case Base::columns:
     case Base::rows:
       return std::max(of_rows, of_columns);  // which of the two depends on `transposed`

@@ -5,21 +5,27 @@
 //   dual_norm(G)   max <G, T> over ||T|| = 1
 //   dualize(G)     a T that attains it, so that <G, dualize(G)> = dual_norm(G) and ||dualize(G)|| = 1
 //
-// For W (out, in) with rows w_i and columns w_j, singular values s, polar factor U V^T:
+// For W (out, in) with rows w_i and columns w_j, singular values s, polar factor U V^T, and 1/p + 1/q = 1:
 //
-//   name            norm(W)                          dual_norm(G)                     dualize(G)
-//   frobenius       ||W||_F                          ||G||_F                          G / ||G||_F
-//   rms             ||w||_2 / sqrt(n)                sqrt(n) ||g||_2                  sqrt(n) g / ||g||_2
-//   (vectors of n) l1-linf         max |W_ij|                       sum |G_ij|                       sign(G)
-//   scaled-l1-linf  in max |W_ij|                    sum |G_ij| / in                  sign(G) / in (Scion's
-//   head) l2-l2           max s                            sum s                            U V^T rms-rms
-//   sqrt(in / out) max s             sqrt(out / in) sum s             sqrt(out / in) U V^T l1-l2 max_j
-//   ||w_j||_2                  sum_j ||g_j||_2                  columns g_j / ||g_j||_2 l1-rms          max_j
-//   ||w_j||_2 / sqrt(out)      sqrt(out) sum_j ||g_j||_2        columns sqrt(out) g_j / ||g_j||_2 l2-linf
-//   max_i ||w_i||_2                  sum_i ||g_i||_2                  rows g_i / ||g_i||_2 rms-linf sqrt(in)
-//   max_i ||w_i||_2         sum_i ||g_i||_2 / sqrt(in)       rows g_i / (sqrt(in) ||g_i||_2) l1-l1 max_j
-//   sum_i |W_ij|               sum_j max_i |G_ij|               columns: sign at the largest entry linf-linf
-//   max_i sum_j |W_ij|               sum_i max_j |G_ij|               rows: sign at the largest entry
+// clang-format off
+//   name                norm(W)                     dual_norm(G)                    dualize(G)
+//   frobenius           ||W||_F                     ||G||_F                         G / ||G||_F
+//   rms                 ||w||_2 / sqrt(n)           sqrt(n) ||g||_2                 sqrt(n) g / ||g||_2     (vectors of n)
+//   l1-linf             max |W_ij|                  sum |G_ij|                      sign(G)
+//   scaled-l1-linf      in max |W_ij|               sum |G_ij| / in                 sign(G) / in      (Scion's head)
+//   l2-l2               max s                       sum s  (the nuclear norm)       U V^T
+//   rms-rms             sqrt(in / out) max s        sqrt(out / in) sum s            sqrt(out / in) U V^T
+//   spectral-keller     max s / k                   k sum s                         k U V^T,  k = sqrt(max(1, out / in))
+//   spectral-moonlight  max s / k                   k sum s                         k U V^T,  k = 0.2 sqrt(max(out, in))
+//   l1-lp               max_j ||w_j||_p             sum_j ||g_j||_q                 columns: dual vectors of the p-norm
+//   l1-rms              max_j ||w_j||_2 / sqrt(out) sqrt(out) sum_j ||g_j||_2       columns: sqrt(out) g_j / ||g_j||_2
+//   lp-linf             max_i ||w_i||_q             sum_i ||g_i||_p                 rows: dual vectors of the q-norm
+//   rms-linf            sqrt(in) max_i ||w_i||_2    sum_i ||g_i||_2 / sqrt(in)      rows: g_i / (sqrt(in) ||g_i||_2)
+// clang-format on
+//
+// p is any number in [1, inf], written l1-l2, l1-l1.5, l3-linf, linf-linf. The dual vector of the p-norm at g
+// is sign(g_i) |g_i|^(q-1) / ||g||_q^(q-1): g / ||g||_2 for p = 2, sign(g) for p = inf, one entry of sign(g)
+// where |g| is largest for p = 1. l2 and linf of vectors are frobenius and l1-linf.
 //
 // "a-b" is the operator norm max ||W x||_b / ||x||_a; RMS is ||x||_2 / sqrt(length).
 //
@@ -34,7 +40,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 
 #include "model/kernels/context.h"
 #include "optim/polar.h"
@@ -46,42 +54,52 @@ enum class NormKind : uint8_t {
   scaled_l1_linf,
   l2_l2,
   rms_rms,
-  l1_l2,
+  spectral_keller,
+  spectral_moonlight,
+  l1_lp,
   l1_rms,
-  l2_linf,
-  rms_linf,
-  l1_l1,
-  linf_linf
+  lp_linf,
+  rms_linf
 };
-/// Names as in the table above, in the order of NormKind.
+
+struct Norm {
+  NormKind kind = NormKind::frobenius;
+  double p = 2;  // of l1-lp and lp-linf; 2 for all others
+  bool operator==(const Norm&) const = default;
+};
+
+/// Names as in the table above; "l1-lp" and "lp-linf" stand for all their p.
 std::span<const char* const> norm_names();
-const char* norm_name(NormKind kind);
-NormKind norm_kind(const char* name);
+/// "rms-rms", "l1-l1.5"
+std::string norm_name(const Norm& norm);
+/// The norm of that name; nothing when there is none.
+std::optional<Norm> find_norm(const std::string& name);
+/// True for the norms made of singular values.
+bool is_spectral(const Norm& norm);
 
 /// c with norm = base / c, dual_norm = c base and dualize = c base, where base is the table's row without out
 /// and in: sqrt(out / in) for rms-rms.
-double norm_scale(NormKind kind, int64_t out, int64_t in);
+double norm_scale(const Norm& norm, int64_t out, int64_t in);
 
 /// The norm of every matrix of `w`: `values` has batch entries, or one.
-void norms(Context& ctx, NormKind kind, const Tensor& w, bool transposed, std::span<double> values);
+void norms(Context& ctx, const Norm& kind, const Tensor& w, bool transposed, std::span<double> values);
 /// The dual norm of every matrix of `g`.
-void dual_norms(Context& ctx, NormKind kind, const Tensor& g, bool transposed, std::span<double> values);
+void dual_norms(Context& ctx, const Norm& kind, const Tensor& g, bool transposed, std::span<double> values);
 /// The norm of one matrix or vector.
-double norm(Context& ctx, NormKind kind, const Tensor& w, bool transposed = false);
+double norm(Context& ctx, const Norm& kind, const Tensor& w, bool transposed = false);
 /// The dual norm of one matrix or vector.
-double dual_norm(Context& ctx, NormKind kind, const Tensor& g, bool transposed = false);
+double dual_norm(Context& ctx, const Norm& kind, const Tensor& g, bool transposed = false);
 
 struct Dualize {
   Tensor out;  // written; may be g
   Tensor g;    // (out, in), (batch, out, in) or (n)
-  NormKind norm;
-  bool transposed = false;               // storage is (in, out)
-  PolarMethod polar = PolarMethod::svd;  // for l2-l2 and rms-rms
-  int polar_steps = 0;                   // 0: the method's own
+  Norm norm;
+  bool transposed = false;             // storage is (in, out)
+  const PolarMethod* polar = nullptr;  // for the norms of singular values; null: svd
 };
 /// Replaces every matrix by its dual vector.
 void dualize(Context& ctx, const Dualize& args);
 
 /// Scratch that norms(), dual_norms() and dualize() take for f32 tensors of this shape.
-int64_t norm_scratch_bytes(const Context& ctx, NormKind kind, const Shape& shape,
-                           PolarMethod polar = PolarMethod::svd);
+int64_t norm_scratch_bytes(const Context& ctx, const Norm& kind, const Shape& shape,
+                           const PolarMethod* polar = nullptr);

@@ -1,4 +1,5 @@
-// The optimizer: gives every tensor of the parameter table a rule by its role, and makes the steps.
+// The optimizer: gives every tensor of the parameter table a rule by its role or its name, and makes the
+// steps.
 //
 // One step, with gradients in Parameter::grad:
 //   1. ||g||_2 over all tensors.
@@ -6,8 +7,9 @@
 //   3. Every group of equal blocks: its rule replaces gradients by update directions u (rule.h).
 //   4. W <- W - lr wd W - (lr / s) u for every tensor, where lr is the schedule's multiplier times the rule's
 //   lr;
-//      or, with a sharpness (Proposition 7, modular.h), one eta for all in the place of lr. Where products
-//      read a bf16 copy of W (Parameter::compute), it is rounded from the new W in the same pass.
+//      or one eta for all in the place of lr: by a sharpness (Proposition 7, modular.h) or the escape
+//      velocity (escape.h). Where products read a bf16 copy of W (Parameter::compute), it is rounded from the
+//      new W in the same pass. Rules that fuse() make 3 and 4 one pass over memory.
 // Afterwards Parameter::grad holds the directions; the caller clears it before the next backward pass.
 //
 // On a GPU a step only enqueues this and nobody waits: the norm and the clip factor stay there, and a report
@@ -25,6 +27,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,13 +37,22 @@
 #include "optim/rule.h"
 #include "optim/schedule.h"
 
+/// A rule for the tensors of some name, before that of their role: "h.*.mlp.c_proj" -> "muon:lr=0.04".
+struct RuleOverride {
+  std::string pattern;  // name_matches() in sensitivity.h
+  std::string rule;
+};
+
 struct OptimizerOptions {
   std::map<Role, std::string>
       rules;  // role -> "NAME:key=value,..."; a role that the model has must be present
+  std::vector<RuleOverride> overrides = {};     // the last one that matches holds
+  std::vector<std::string> sensitivities = {};  // read_sensitivities()
   Schedule schedule = {};
   double grad_clip = 0;  // largest global gradient norm; 0: no clipping
   double sharpness = 0;  // lambda of Proposition 7; 0: the step size is each rule's lr. When > 0 the
                          // rules' lr are not used: eta comes from the dual norms of the gradient
+  std::optional<EscapeOptions> escape = {};  // eta is the escape velocity, the rules' lr are not used either
 };
 
 /// What a step did, for the log.
@@ -48,7 +60,16 @@ struct StepReport {
   int64_t step = 0;       // t of Optimizer::step
   double grad_norm = 0;   // ||g||_2 over all tensors, before clipping
   double clip_scale = 1;  // what gradients were multiplied by
-  double lr = 0;          // the hidden rule's lr after the schedule, or eta under sharpness
+  double lr = 0;          // the hidden rule's lr after the schedule, or eta in its place
+  double eta = 0;         // the escape velocity that the step was made with; 0 without one
+};
+
+/// How the last step moved one parameter: dW = -step u - decay W.
+struct RowStep {
+  const Parameter* parameter;
+  Norm norm;           // of its rule
+  double step;         // lr / s
+  double sensitivity;  // s
 };
 
 /// How one parameter is updated, for `info`.
@@ -56,7 +77,8 @@ struct RowInfo {
   std::string parameter;
   Role role;
   std::string rule;  // what the user wrote, "muon:lr=0.02"
-  std::string norm;  // "RMS->RMS"
+  std::string norm;  // "rms-rms"
+  std::string by;    // what gave it the rule: "hidden", or the pattern
   int matrices;      // blocks that the rule sees
   double lr;
   double weight_decay;
@@ -66,18 +88,22 @@ struct RowInfo {
 
 class Optimizer {
  public:
-  /// Assigns rules; no memory yet. Throws UsageError for a bad rule, a missing role, or a rule that needs
-  /// matrices given to vectors. `table` must outlive the optimizer.
+  /// Assigns rules; no memory yet. Throws UsageError for a bad rule, a missing role, a pattern without a
+  /// tensor, a rule that needs matrices given to vectors, or step sizes that exclude each other. `table` must
+  /// outlive the optimizer.
   Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions& options);
   ~Optimizer();
 
   /// Takes the memory of the state and reserves ctx.scratch. Call after table.allocate().
   void allocate();
-  /// Makes, or on a GPU enqueues, step t (counted from 0) of `total`.
-  void step(int64_t t, int64_t total);
-  /// False when a step waits for the GPU: with a sharpness (the step size comes from dual norms, on the
-  /// host), with an svd rule, or with a profile.
+  /// Makes, or on a GPU enqueues, step t (counted from 0) of `total`. Afterwards Parameter::grad holds the
+  /// directions if `keep_directions`, otherwise nothing in particular.
+  void step(int64_t t, int64_t total, bool keep_directions = false);
+  /// False when a step waits for the GPU: with a sharpness or an escape velocity (which come from dual norms,
+  /// on the host), with a rule that waits(), or with a profile.
   bool capturable() const;
+  /// How the last step moved each parameter, in the order of the table.
+  std::vector<RowStep> last_steps() const;
 
   /// Marks the last step as enqueued, for report().
   int64_t mark();
@@ -97,22 +123,31 @@ class Optimizer {
 
  private:
   struct Row;    // one parameter: its rule and state
-  struct Batch;  // one Group and the rule that it is under
+  struct Batch;  // one Group, with its rule and sensitivity
   /// What the host knows about a step when it is enqueued.
   struct Enqueued {
     int64_t t = 0;
-    double lr = 0;
+    double lr = 0, eta = 0;
   };
+  const Rule* add_rule(const std::string& option, const std::string& text);
+  void assign_rules();
+  void check_step_sizes();
+  void plan_state();
   size_t batch_for(const Row& row);
-  double directions(const RuleStep& step);
-  void apply(double multiplier, double eta);
+  void keep_anchors();
+  bool measured() const { return options_.sharpness > 0 || options_.escape.has_value(); }
+  Measured prepare(const RuleStep& step);
+  Measured directions(RuleStep step, bool keep_directions);
+  void apply();
+  double multiplied_lr(const Rule& rule, double multiplier, double eta) const;
 
   Context& ctx_;
   ParameterTable& table_;
   OptimizerOptions options_;
-  std::map<Role, std::unique_ptr<Rule>> rules_;
+  std::vector<std::unique_ptr<Rule>> rules_;
   std::vector<Row> rows_;
   std::vector<Batch> batches_;
+  std::optional<EscapeVelocity> escape_;
   Arena arena_{"optimizer state"};
   std::vector<Tensor> grads_;           // of the rows
   Tensor totals_;                       // (rows + 1) f64: each row's sum of squares, then ||g||_2

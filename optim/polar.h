@@ -9,7 +9,7 @@
 //
 // which applies p(x) = a x + b x^3 + c x^5 to every singular value and leaves U and V alone. The methods
 // differ in (a, b, c) per step. Cubic steps converge to 1 from anywhere in (0, sqrt 3); Keller's and Polar
-// Express are fast and stop near 1 (see polar_schedules). For clearly rectangular matrices the same
+// Express are fast and stop near 1 (see polar_rows). For clearly rectangular matrices the same
 // polynomial runs on the small Gram matrix ("Gram Newton-Schulz"):
 //
 //   R = X X^T, Q = I;   Z = a I + b R + c R^2,  Q <- Z Q,  R <- R Z^2;   at the end X <- Q X
@@ -33,10 +33,9 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "model/kernels/context.h"
-
-enum class PolarMethod : uint8_t { svd, keller5, polar_express, cubic, quintic12, hybrid, modula6 };
 
 /// One step: x <- a x + b x^3 + c x^5 on singular values.
 struct Quintic {
@@ -44,28 +43,39 @@ struct Quintic {
 };
 
 /// One row of the table of methods.
-struct PolarSchedule {
+struct PolarRow {
   const char* name;                // what users write: "keller5"
   std::span<const Quintic> steps;  // the last one repeats when more are asked for; empty for svd
   int default_steps;               // 0 for svd
   double safety = 1;               // divides by safety * ||X||_F
-
-  const Quintic& at(int step) const;
 };
-/// In the order of PolarMethod.
-std::span<const PolarSchedule> polar_schedules();
-const PolarSchedule& polar_schedule(PolarMethod method);
-/// Names for the command line, in the order of PolarMethod.
+std::span<const PolarRow> polar_rows();
+/// Names for the command line, in the order of polar_rows().
 std::span<const char* const> polar_names();
+
+/// How to compute polar factors, chosen once.
+struct PolarMethod {
+  enum class Kind : uint8_t { svd, newton_schulz };
+  std::string name;  // as in the table
+  Kind kind = Kind::svd;
+  std::vector<Quintic> steps = {};  // of Newton-Schulz, one for each iteration
+  double safety = 1;                // X is divided by safety ||X||_F first
+
+  /// True when polar() computes on the host, so that a GPU waits for it.
+  bool on_host() const { return kind == Kind::svd; }
+  /// What the steps make of a singular value x of the normalised matrix.
+  double apply(double x) const;
+};
+/// The method of a name in the table, with `steps` iterations (0: its own number). UsageError, naming
+/// `option`, for an unknown name or a number of steps that means nothing.
+PolarMethod polar_method(const std::string& text, int steps = 0, const std::string& option = "ns");
 
 struct Polar {
   Tensor x;  // (batch, rows, cols), replaced by the polar factors; f32 for svd
-  PolarMethod method;
-  int steps = 0;  // 0: the method's own number
+  const PolarMethod& method;
 };
 
 /// Replaces every matrix of the batch by its polar factor.
 void polar(Context& ctx, const Polar& args);
 /// Scratch of polar() for a batch of this shape and dtype.
-int64_t polar_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, PolarMethod method,
-                            int steps = 0);
+int64_t polar_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, const PolarMethod& method);

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "model/kernels/reduce.h"
 #include "optim/update.h"
 
 // One line per rule_NAME.cpp; the table below is the only other place that knows a rule by name.
@@ -13,6 +14,7 @@ std::unique_ptr<Rule> make_muon(Keyed& keys);
 std::unique_ptr<Rule> make_spectral(Keyed& keys);
 std::unique_ptr<Rule> make_rownorm(Keyed& keys);
 std::unique_ptr<Rule> make_colnorm(Keyed& keys);
+std::unique_ptr<Rule> make_steepest(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -24,6 +26,7 @@ constexpr RuleEntry kRules[] = {
     {"spectral", "polar factor of the gradient, no momentum (l2->l2)", make_spectral},
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
+    {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
 };
 }  // namespace
 
@@ -48,10 +51,28 @@ Rule::Rule(Keyed& keys, double default_lr)
     : lr_(keys.number("lr", default_lr, 0, 1e6)),
       weight_decay_(keys.number("wd", 0, 0, 1e6)),
       sensitivity_(keys.number("s", 1, 1e-9, 1e9)),
-      cautious_(keys.boolean("cautious", false)) {}
+      cautious_(keys.boolean("cautious", false)),
+      hyperball_(keys.boolean("hyperball", false)) {}
 
 int64_t Rule::scratch_bytes(const Context&, const Group&) const {
   return 0;
+}
+
+Measured Rule::prepare(Context&, Group&, const RuleStep&) const {
+  return {};
+}
+
+double measure_along(Context& ctx, std::span<const Block> blocks) {
+  double along = 0;
+  for (const Block& block : blocks)
+    if (block.anchor) along += dot(ctx, block.grad, block.anchor) - dot(ctx, block.grad, block.weight);
+  return along;
+}
+
+Measured measure(Context& ctx, const Norm& norm, const Group& group) {
+  Measured sum{.along = measure_along(ctx, group.blocks)};
+  for (const Block& block : group.blocks) sum.dual += dual_norm(ctx, norm, block.grad, group.transposed);
+  return sum;
 }
 
 Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback) {

@@ -4,8 +4,11 @@
 //   W <- W - lr wd W - (lr / s) u            lr: after the schedule; wd: decoupled decay; s: sensitivity
 //
 // A rule is a point in norm x smoothing (DESIGN.md section 3): it smooths the gradient over time, and returns
-// the *dual vector* of the result, u = argmax <G, T> over ||T|| = 1 (Proposition 1 of arXiv 2409.20325). Two
-// rules bend this on purpose and say so: `sgd` without normalize, and `adam`.
+// the *dual vector* of the result, u = argmax <G, T> over ||T|| = 1 (Proposition 1 of arXiv 2409.20325). Some
+// rules bend this on purpose and say so in their file.
+//
+// Instead of a schedule, the step size may come from the gradients: by a sharpness (Proposition 7) or by the
+// escape velocity (Prodigy, eq. 28, for any norm). Both need to know what was dualized: Measured.
 //
 // To add one: copy rule_sign.cpp, add one line to the table in rule.cpp. That is all; options, state,
 // checkpoints, `info` and the tests that run over all rules follow from the table.
@@ -13,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +24,8 @@
 #include "keyed.h"
 #include "model/kernels/context.h"
 #include "model/kernels/tensor.h"
+#include "optim/escape.h"
+#include "optim/norm.h"
 
 /// One matrix or vector that a rule treats as a whole. A fused q, k, v parameter (3 C, C) is three blocks (C,
 /// C).
@@ -27,6 +33,8 @@ struct Block {
   Tensor weight;              // (out, in), or (in, out) in a transposed group, or (n)
   Tensor grad;                // same shape; the gradient before direction(), the update direction u after
   std::vector<Tensor> state;  // in the order of Rule::state(); zero before the first step
+  Tensor compute = {};        // bf16 copy of the weight that products read; absent when they read the weight
+  Tensor anchor = {};         // the weight before the first step; absent unless an escape velocity needs it
 };
 
 /// All blocks of one shape under one rule: they are processed together.
@@ -34,6 +42,7 @@ struct Group {
   Shape shape;              // of every block
   bool transposed = false;  // stored (in, out): embeddings; the paper's column j is storage row j
   std::vector<Block> blocks;
+  DType dtype = DType::f32;  // of weights, gradients and state; f64 is for tests of the arithmetic
 
   bool is_matrix() const { return shape.rank() == 2; }
   int64_t out() const { return transposed ? shape[1] : shape[0]; }                           // d_out
@@ -46,19 +55,32 @@ struct StateSpec {
   Shape shape;       // of one block; the blocks of a parameter are stacked along the first dimension
 };
 
+/// How a rule that fuses() moves the weight itself: apply_update's numbers.
+struct Applying {
+  double step = 0;        // lr / s
+  double decay = 0;       // lr * weight_decay
+  bool cautious = false;  // decay only where u and W have the same sign
+};
+
 /// What a rule is told about the step.
 struct RuleStep {
   int64_t t = 1;           // step number, counted from 1 (bias correction needs that)
   Tensor grad_scale = {};  // (1) f32: multiply every gradient by this first, global clipping folded in; NaN:
                            // leave the state alone, the directions do not matter; absent: 1
   bool clips = false;      // grad_scale can be another number than 1
-  bool want_dual = false;  // steepest descent by sharpness: return true dual vectors and the dual norm
+  bool measure = false;  // return Measured; directions are then true dual vectors. `along` leaves out blocks
+                         // without an anchor
+  double lr = 0;         // after the schedule
+  double eta = 0;        // escape velocity now, for rules that escape()
+  double next_eta = 0;   // and after this step's prepare()
+  double first_eta = 0;  // before the first step
+  const Applying* apply = nullptr;  // move the weights, too; grad is then spent. Only for rules that fuse()
 };
 
 class Rule {
  public:
-  /// Reads the keys that all rules have: lr, wd, cautious, s. A subclass reads its own; make_rule rejects the
-  /// rest.
+  /// Reads the keys that all rules have: lr, wd, cautious, s, hyperball. A subclass reads its own; make_rule
+  /// rejects the rest.
   Rule(Keyed& keys, double default_lr);
   virtual ~Rule() = default;
 
@@ -66,25 +88,35 @@ class Rule {
   double weight_decay() const { return weight_decay_; }  // decay is lr * weight_decay per step
   bool cautious() const { return cautious_; }            // decay only where u and W have the same sign
   double sensitivity() const { return sensitivity_; }    // s of Proposition 7
+  bool hyperball() const { return hyperball_; }          // keep ||W||_F as it began: hyperball.h
 
-  /// The norm whose dual vectors this rule returns, for people: "RMS->RMS", "l1->linf".
-  virtual std::string norm_name() const = 0;
+  /// The norm whose dual vectors the directions are, or are closest to.
+  virtual Norm norm() const = 0;
+  /// The same for people, with what bends it: "l1-linf, smoothed".
+  virtual std::string describe() const { return norm_name(norm()); }
   /// True when the rule means nothing for vectors.
   virtual bool matrices_only() const { return false; }
-  /// True when direction() computes on the host in every build, so that a GPU waits for it.
-  virtual bool on_host() const { return false; }
+  /// True when direction() waits for a GPU, always or at some steps.
+  virtual bool waits() const { return false; }
+  /// True when direction() can move the weights in the same pass over memory: see RuleStep::apply.
+  virtual bool fuses() const { return false; }
+  /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
+  /// multiplied by the velocity.
+  virtual std::optional<EscapeOptions> escapes() const { return std::nullopt; }
   /// State per block of this shape.
   virtual std::vector<StateSpec> state(const Shape& block) const = 0;
-  /// Scratch that direction() takes from ctx.scratch.
+  /// Scratch that prepare() and direction() take from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
+  /// Of rules that escape(): called for all groups before any direction(), updates the state and returns the
+  /// numerator (along) and the denominator (dual) of the next escape velocity.
+  virtual Measured prepare(Context& ctx, Group& group, const RuleStep& step) const;
   /// Updates the state and replaces every block's grad by its update direction. Each block's result depends
-  /// on that block alone (but for rounding, see polar.h). Returns the sum of the blocks' dual norms of what
-  /// was dualized if step.want_dual, else 0. Only enqueues work, unless want_dual or on_host().
-  virtual double direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
+  /// on that block alone (but for rounding, see polar.h). Only enqueues work, unless step.measure or waits().
+  virtual Measured direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
 
  private:
   double lr_, weight_decay_, sensitivity_;
-  bool cautious_;
+  bool cautious_, hyperball_;
 };
 
 /// The smoothing over time that most rules offer. With g the (clipped) gradient:
@@ -102,6 +134,11 @@ struct Smoothing {
   /// The same into `to` (blocks, ...), f32 or on a GPU bf16; the gradients stay.
   void apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks, const RuleStep& step) const;
 };
+/// The Measured of blocks whose grad holds what will be dualized under `norm`. Waits.
+Measured measure(Context& ctx, const Norm& norm, const Group& group);
+/// The `along` of some blocks alone. Waits.
+double measure_along(Context& ctx, std::span<const Block> blocks);
+
 /// Reads the keys momentum, nesterov and ema.
 Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback);
 

@@ -24,7 +24,8 @@ class Adam final : public Rule {
         eps_(keys.number("eps", 1e-8, 0, 1)),
         bias_correction_(keys.boolean("bias_correction", true)) {}
 
-  std::string norm_name() const override { return "l1-linf, smoothed"; }
+  Norm norm() const override { return {NormKind::l1_linf}; }
+  std::string describe() const override { return "l1-linf, smoothed"; }
 
   std::vector<StateSpec> state(const Shape& block) const override {
     std::vector<StateSpec> specs;
@@ -35,12 +36,12 @@ class Adam final : public Rule {
 
   int64_t scratch_bytes(const Context&, const Group&) const override { return whole_scratch_bytes(); }
 
-  double direction(Context& ctx, Group& group, const RuleStep& step) const override {
+  Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
     const double t = static_cast<double>(step.t);
     const double correction1 = bias_correction_ ? 1 - std::pow(beta1_, t) : 1;
     const double correction2 = bias_correction_ ? 1 - std::pow(beta2_, t) : 1;
     std::vector<AdamDirection> list;
-    double dual = 0;
+    Measured measured;
     for (const Block& block : group.blocks) {
       list.push_back({.u = block.grad,
                       .m = beta1_ > 0 ? block.state.front() : Tensor{},
@@ -52,13 +53,20 @@ class Adam final : public Rule {
                       .correction1 = static_cast<float>(correction1),
                       .correction2 = static_cast<float>(correction2),
                       .scale = step.grad_scale});
-      if (step.want_dual && beta1_ == 0) dual += sum_abs(ctx, block.grad);
     }
-    if (dual > 0 && step.clips) dual *= *OnHost(ctx, step.grad_scale)->f32();
+    if (step.measure && beta1_ == 0) {  // g is what it takes the smoothed sign of
+      const double scale = step.clips ? *OnHost(ctx, step.grad_scale)->f32() : 1;
+      measured = measure(ctx, norm(), group);
+      measured.dual *= scale, measured.along *= scale;
+    }
     adam_direction(ctx, list);
-    if (step.want_dual && beta1_ > 0)
-      for (const Block& block : group.blocks) dual += sum_abs(ctx, block.state.front()) / correction1;
-    return dual;
+    if (step.measure && beta1_ > 0) {  // and now m is
+      Group moments = group;
+      for (Block& block : moments.blocks) block.grad = block.state.front();
+      measured = measure(ctx, norm(), moments);
+      measured.dual /= correction1, measured.along /= correction1;
+    }
+    return measured;
   }
 
  private:

@@ -1,55 +1,54 @@
-// rownorm and colnorm: unit rows or unit columns, the dual vectors of the operator norms into linf and out of
-// l1 (Proposition 8). Rows and columns are the paper's, of W (out, in): for an embedding, which is stored
-// (vocabulary, channels), column j is the vector of token j.
+// rownorm, colnorm and steepest: dual vectors of a norm that the user names.
 //
 //   colnorm   norm=l1-rms    u_j = sqrt(out) g_j / ||g_j||_2        every column has RMS 1
-//             norm=l1-l2     u_j = g_j / ||g_j||_2
 //   rownorm   norm=rms-linf  u_i = g_i / (sqrt(in) ||g_i||_2)       every output has size 1 on inputs of RMS
-//   1
-//             norm=l2-linf   u_i = g_i / ||g_i||_2
+//   1 steepest  norm=ANY       u = dualize(g), any norm of norm.h
 //
-// A zero row or column stays zero: a token that the batch did not contain does not move. momentum, nesterov
-// and ema as for muon, off by default.
-#include "optim/norm.h"
-#include "optim/rule.h"
+// The norms of rows and columns are the operator norms into linf and out of l1 (Proposition 8). Rows and
+// columns are the paper's, of W (out, in): for an embedding, which is stored (vocabulary, channels), column j
+// is the vector of token j. A zero row or column stays zero: a token that the batch did not contain does not
+// move. momentum, nesterov and ema as for muon, off by default; ns and steps for the norms of singular
+// values.
+#include <fmt/format.h>
+
+#include "error.h"
+#include "optim/rule_dual.h"
 
 namespace {
-class LineNorm final : public Rule {
+class Steepest final : public DualRule {
  public:
-  LineNorm(Keyed& keys, std::span<const char* const> norms) : Rule(keys, 0.02) {
-    smoothing_ = read_smoothing(keys, {.beta = 0, .nesterov = false, .ema = true});
-    norm_ = norm_kind(keys.choice("norm", norms[0], norms).c_str());
+  /// `family` is what the norm must be one of; null: any.
+  Steepest(Keyed& keys, const char* fallback, bool (*family)(const Norm&), const char* legal)
+      : DualRule(keys, 0.02) {
+    Parts parts;
+    parts.smoothing = read_smoothing(keys, {});
+    const std::string name = keys.text("norm", fallback);
+    const std::optional<Norm> norm = find_norm(name);
+    if (!norm || (family != nullptr && !family(*norm)))
+      throw UsageError(fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(),
+                                   keys.name(), legal != nullptr ? legal : listed(norm_names())));
+    parts.norm = *norm;
+    if (is_spectral(*norm)) parts.polar = read_polar(keys, "polar-express");
+    set(parts);
   }
-
-  std::string norm_name() const override { return ::norm_name(norm_); }
-  bool matrices_only() const override { return true; }
-  std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
-  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
-    return norm_scratch_bytes(ctx, norm_, group.shape);
-  }
-
-  double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group.blocks, step);
-    double dual = 0;
-    for (const Block& block : group.blocks) {
-      if (step.want_dual) dual += dual_norm(ctx, norm_, block.grad, group.transposed);
-      dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_, .transposed = group.transposed});
-    }
-    return dual;
-  }
-
- private:
-  Smoothing smoothing_;
-  NormKind norm_;
 };
 
-constexpr const char* kRowNorms[] = {"rms-linf", "l2-linf"};
-constexpr const char* kColumnNorms[] = {"l1-rms", "l1-l2"};
+bool of_columns(const Norm& norm) {
+  return norm.kind == NormKind::l1_rms || norm.kind == NormKind::l1_lp;
+}
+bool of_rows(const Norm& norm) {
+  return norm.kind == NormKind::rms_linf || norm.kind == NormKind::lp_linf;
+}
 }  // namespace
 
 std::unique_ptr<Rule> make_rownorm(Keyed& keys) {
-  return std::make_unique<LineNorm>(keys, kRowNorms);
+  return std::make_unique<Steepest>(keys, "rms-linf", of_rows,
+                                    "rms-linf, l2-linf, lp-linf with any p in [1, inf]");
 }
 std::unique_ptr<Rule> make_colnorm(Keyed& keys) {
-  return std::make_unique<LineNorm>(keys, kColumnNorms);
+  return std::make_unique<Steepest>(keys, "l1-rms", of_columns,
+                                    "l1-rms, l1-l2, l1-lp with any p in [1, inf]");
+}
+std::unique_ptr<Rule> make_steepest(Keyed& keys) {
+  return std::make_unique<Steepest>(keys, "frobenius", nullptr, nullptr);
 }

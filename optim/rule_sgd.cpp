@@ -4,7 +4,8 @@
 //   m = momentum m + g;  u = m, or g + momentum m with nesterov;   normalize: u / ||u||_F
 //
 // Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual
-// vector; under a given sharpness the dual vector is used whatever normalize says. ema=1 makes m a mean
+// vector; when its step size is measured (a sharpness, an
+// escape velocity) the dual vector is used whatever normalize says. ema=1 makes m a mean
 // instead of a sum.
 #include "optim/norm.h"
 #include "optim/rule.h"
@@ -16,32 +17,28 @@ class Sgd final : public Rule {
     static constexpr const char* kNorms[] = {"frobenius", "rms"};
     smoothing_ = read_smoothing(keys, {.beta = 0, .nesterov = false, .ema = false});
     normalize_ = keys.boolean("normalize", false);
-    norm_ = norm_kind(keys.choice("norm", "frobenius", kNorms).c_str());
+    norm_ = *find_norm(keys.choice("norm", "frobenius", kNorms));
   }
 
-  std::string norm_name() const override {
-    return std::string(::norm_name(norm_)) + (normalize_ ? "" : ", step 1/lr");
-  }
+  Norm norm() const override { return norm_; }
+  std::string describe() const override { return norm_name(norm_) + (normalize_ ? "" : ", step 1/lr"); }
   std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
     return norm_scratch_bytes(ctx, norm_, group.shape);
   }
 
-  double direction(Context& ctx, Group& group, const RuleStep& step) const override {
+  Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
     smoothing_.apply(ctx, group.blocks, step);
-    double dual = 0;
-    if (!normalize_ && !step.want_dual) return dual;
-    for (const Block& block : group.blocks) {
-      if (step.want_dual) dual += dual_norm(ctx, norm_, block.grad);
-      dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_});
-    }
-    return dual;
+    if (!normalize_ && !step.measure) return {};
+    const Measured measured = step.measure ? measure(ctx, norm_, group) : Measured{};
+    for (const Block& block : group.blocks) dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_});
+    return measured;
   }
 
  private:
   Smoothing smoothing_;
   bool normalize_;
-  NormKind norm_;
+  Norm norm_;
 };
 }  // namespace
 

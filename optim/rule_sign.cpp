@@ -2,38 +2,16 @@
 //
 //   sign     u = sign(g)
 //   signum   m = beta m + (1 - beta) g;   u = sign(m)          Bernstein et al., arXiv 1802.04434
-#include "optim/norm.h"
-#include "optim/rule.h"
-#include "optim/update.h"
+#include "optim/rule_dual.h"
 
 namespace {
-class SignRule final : public Rule {
+class SignRule final : public DualRule {
  public:
-  SignRule(Keyed& keys, bool averaged) : Rule(keys, 1e-3) {
-    if (averaged) smoothing_.beta = keys.number("beta", 0.9, 0, 1);
+  SignRule(Keyed& keys, bool averaged) : DualRule(keys, 1e-3) {
+    Smoothing smoothing;
+    if (averaged) smoothing.beta = keys.number("beta", 0.9, 0, 1);
+    set({.norm = {NormKind::l1_linf}, .smoothing = smoothing});
   }
-
-  std::string norm_name() const override { return ::norm_name(NormKind::l1_linf); }
-  std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
-
-  int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
-    return norm_scratch_bytes(ctx, NormKind::l1_linf, group.shape);
-  }
-
-  double direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    smoothing_.apply(ctx, group.blocks, step);
-    double dual = 0;
-    std::vector<Sign> list;
-    for (const Block& block : group.blocks) {
-      if (step.want_dual) dual += dual_norm(ctx, NormKind::l1_linf, block.grad);
-      list.push_back({.u = block.grad, .x = block.grad});
-    }
-    sign(ctx, list);
-    return dual;
-  }
-
- private:
-  Smoothing smoothing_;
 };
 }  // namespace
 

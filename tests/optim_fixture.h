@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "error.h"
+#include "model/kernels/reduce.h"
+#include "optim/hyperball.h"
 #include "optim/optimizer.h"
 #include "optim/recipe.h"
 #include "optim/update.h"
@@ -13,53 +15,74 @@
 
 /// A rule on matrices of one shape, outside any model; the step is the optimizer's. The matrices lie one
 /// after the other, so that those of odd sizes begin anywhere.
-class RuleDriver {
+template <typename T>
+class RuleDriverOf {
  public:
-  RuleDriver(const std::string& text, const std::vector<Matrix>& weights, bool transposed = false,
-             UseDevice use = on_cpu)
+  using M = MatrixOf<T>;
+  RuleDriverOf(const std::string& text, const std::vector<M>& weights, bool transposed = false,
+               UseDevice use = on_cpu)
       : rule_(make_rule("--hidden", text)) {
     use(ctx_);
+    if (rule_->escapes()) escape_.emplace(*rule_->escapes());
     const auto count = static_cast<int64_t>(weights.size());
     const Shape shape{weights.at(0).rows, weights.at(0).cols};
-    const auto specs = rule_->state(shape);
+    const DType dtype = dtype_of<T>();
+    auto specs = rule_->state(shape);
+    if (rule_->hyperball()) specs.push_back({.name = "radius", .shape = {}});
     std::vector<Tensor> states(specs.size());
-    arena_.add(&weights_, {count, shape[0], shape[1]});
-    arena_.add(&grads_, {count, shape[0], shape[1]});
-    for (size_t k = 0; k < specs.size(); ++k) arena_.add(&states[k], {count, specs[k].shape.size()});
+    Tensor anchors;
+    arena_.add(&weights_, dtype, {count, shape[0], shape[1]});
+    arena_.add(&grads_, dtype, {count, shape[0], shape[1]});
+    arena_.add(&anchors, dtype, {count, shape[0], shape[1]});
+    for (size_t k = 0; k < specs.size(); ++k) arena_.add(&states[k], dtype, {count, specs[k].shape.size()});
     arena_.allocate(ctx_);
-    group_ = {.shape = shape, .transposed = transposed, .blocks = {}};
+    group_ = {.shape = shape, .transposed = transposed, .blocks = {}, .dtype = dtype};
     for (int64_t i = 0; i < count; ++i) {
       upload(ctx_, weights_[i], weights[static_cast<size_t>(i)]);
-      Block block{.weight = weights_[i], .grad = grads_[i], .state = {}};
+      upload(ctx_, anchors[i], weights[static_cast<size_t>(i)]);
+      Block block{.weight = weights_[i], .grad = grads_[i], .state = {}, .anchor = anchors[i]};
       for (size_t k = 0; k < specs.size(); ++k) block.state.push_back(states[k][i].view(specs[k].shape));
       group_.blocks.push_back(block);
     }
-    ctx_.scratch.reserve(rule_->scratch_bytes(ctx_, group_));
+    ctx_.scratch.reserve(std::max(rule_->scratch_bytes(ctx_, group_),
+                                  std::max(hyperball_scratch_bytes(group_), whole_scratch_bytes())));
   }
   /// One step; `sharpness` > 0 takes the step size from the dual norm. Returns that step size.
-  double step(const std::vector<Matrix>& gradients, double sharpness = 0) {
+  double step(const std::vector<M>& gradients, double sharpness = 0) {
     for (size_t i = 0; i < gradients.size(); ++i) upload(ctx_, group_.blocks[i].grad, gradients[i]);
-    const double dual = rule_->direction(ctx_, group_, {.t = ++t_, .want_dual = sharpness > 0});
-    const double lr = sharpness > 0 ? dual / rule_->sensitivity() / sharpness : rule_->lr();
+    RuleStep step{.t = ++t_, .measure = sharpness > 0, .lr = rule_->lr()};
+    if (escape_) {
+      step.eta = escape_->eta(), step.first_eta = escape_->first();
+      step.lr *= step.eta;
+      const Measured sums = rule_->prepare(ctx_, group_, step);
+      step.next_eta = escape_->after(sums);
+      escape_->update(sums);
+    }
+    const Measured measured = rule_->direction(ctx_, group_, step);
+    const double lr = sharpness > 0 ? measured.dual / rule_->sensitivity() / sharpness : step.lr;
+    if (rule_->hyperball()) hyperball(ctx_, group_.blocks, lr, t_ == 1);
     for (const Block& block : group_.blocks)
       apply_update(ctx_, {.w = block.weight,
                           .u = block.grad,
-                          .step = static_cast<float>(lr / rule_->sensitivity()),
-                          .decay = static_cast<float>(lr * rule_->weight_decay()),
+                          .step = static_cast<T>(lr / rule_->sensitivity()),
+                          .decay = static_cast<T>(lr * rule_->weight_decay()),
                           .cautious = rule_->cautious()});
     return lr;
   }
-  Matrix weight(int64_t i = 0) { return download(ctx_, weights_[i]); }
-  Matrix direction(int64_t i = 0) { return download(ctx_, grads_[i]); }
+  M weight(int64_t i = 0) { return download<T>(ctx_, weights_[i]); }
+  M direction(int64_t i = 0) { return download<T>(ctx_, grads_[i]); }
+  double eta() const { return escape_->eta(); }
 
  private:
   Context ctx_;
   std::unique_ptr<Rule> rule_;
+  std::optional<EscapeVelocity> escape_;
   Arena arena_{"rule"};
   Tensor weights_, grads_;  // (blocks, rows, cols)
   Group group_;
   int64_t t_ = 0;
 };
+using RuleDriver = RuleDriverOf<float>;
 
 struct Trajectory {
   const char* name;  // in the expected numbers

@@ -11,31 +11,34 @@
 
 #include "model/kernels/context.h"
 
-/// A matrix that owns its memory.
-struct Matrix {
+/// A matrix that owns its memory, f32 or f64.
+template <typename T>
+struct MatrixOf {
   int64_t rows = 0, cols = 0;
-  std::vector<float> data;
+  std::vector<T> data;
 
-  Matrix() = default;
-  Matrix(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols)) {}
+  MatrixOf() = default;
+  MatrixOf(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols)) {}
   /// Nested lists, row-major.
-  explicit Matrix(const nlohmann::json& lists)
-      : Matrix(static_cast<int64_t>(lists.size()), static_cast<int64_t>(lists.at(0).size())) {
+  explicit MatrixOf(const nlohmann::json& lists)
+      : MatrixOf(static_cast<int64_t>(lists.size()), static_cast<int64_t>(lists.at(0).size())) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < cols; ++j)
         (*this)(i, j) = lists.at(static_cast<size_t>(i)).at(static_cast<size_t>(j));
   }
-  float& operator()(int64_t i, int64_t j) { return data[static_cast<size_t>(i * cols + j)]; }
-  float operator()(int64_t i, int64_t j) const { return data[static_cast<size_t>(i * cols + j)]; }
+  T& operator()(int64_t i, int64_t j) { return data[static_cast<size_t>(i * cols + j)]; }
+  T operator()(int64_t i, int64_t j) const { return data[static_cast<size_t>(i * cols + j)]; }
   Tensor tensor() { return {data.data(), Shape{rows, cols}}; }
   Tensor batch() { return {data.data(), Shape{1, rows, cols}}; }
-  Matrix transposed() const {
-    Matrix t(cols, rows);
+  MatrixOf transposed() const {
+    MatrixOf t(cols, rows);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < cols; ++j) t(j, i) = (*this)(i, j);
     return t;
   }
 };
+using Matrix = MatrixOf<float>;
+using Matrix64 = MatrixOf<double>;
 
 inline Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1) {
   Matrix m(rows, cols);
@@ -45,32 +48,36 @@ inline Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float sca
   return m;
 }
 
-inline Matrix scaled(Matrix m, double c) {
-  for (float& x : m.data) x = static_cast<float>(c * x);
+template <typename T>
+MatrixOf<T> scaled(MatrixOf<T> m, double c) {
+  for (T& x : m.data) x = static_cast<T>(c * x);
   return m;
 }
 
 /// a b in float64.
-inline Matrix product(const Matrix& a, const Matrix& b) {
-  Matrix c(a.rows, b.cols);
+template <typename T>
+MatrixOf<T> product(const MatrixOf<T>& a, const MatrixOf<T>& b) {
+  MatrixOf<T> c(a.rows, b.cols);
   for (int64_t i = 0; i < a.rows; ++i)
     for (int64_t j = 0; j < b.cols; ++j) {
       double sum = 0;
       for (int64_t k = 0; k < a.cols; ++k) sum += static_cast<double>(a(i, k)) * b(k, j);
-      c(i, j) = static_cast<float>(sum);
+      c(i, j) = static_cast<T>(sum);
     }
   return c;
 }
 
 /// <a, b>
-inline double inner(const Matrix& a, const Matrix& b) {
+template <typename T>
+double inner(const MatrixOf<T>& a, const MatrixOf<T>& b) {
   double sum = 0;
   for (size_t i = 0; i < a.data.size(); ++i) sum += static_cast<double>(a.data[i]) * b.data[i];
   return sum;
 }
 
 /// The largest |a - b| over the largest |b|.
-inline double deviation(const Matrix& a, const Matrix& b) {
+template <typename T>
+double deviation(const MatrixOf<T>& a, const MatrixOf<T>& b) {
   double difference = 0, largest = 1e-300;
   for (size_t i = 0; i < b.data.size(); ++i) {
     difference = std::max(difference, std::fabs(static_cast<double>(a.data.at(i)) - b.data[i]));
@@ -97,29 +104,43 @@ inline void on_cpu(Context& ctx) {
 }
 
 /// Takes values to where ctx computes, in the tensor's dtype, and brings them back.
-inline void upload(Context& ctx, const Tensor& to, const Matrix& from) {
+template <typename T>
+void upload(Context& ctx, const Tensor& to, const MatrixOf<T>& from) {
   OnHost host(ctx, to, /*load=*/false);
   for (int64_t i = 0; i < to.size(); ++i) {
-    const float value = from.data.at(static_cast<size_t>(i));
+    const T value = from.data.at(static_cast<size_t>(i));
     if (to.dtype == DType::bf16)
-      host->bf16()[i] = to_bf16(value);
+      host->bf16()[i] = to_bf16(static_cast<float>(value));
+    else if (to.dtype == DType::f64)
+      host->f64()[i] = value;
     else
-      host->f32()[i] = value;
+      host->f32()[i] = static_cast<float>(value);
   }
   host.store();
 }
-inline Matrix download(Context& ctx, const Tensor& from) {
+template <typename T = float>
+MatrixOf<T> download(Context& ctx, const Tensor& from) {
   const OnHost host(ctx, from);
-  Matrix m(from.rows(), from.cols());
-  for (int64_t i = 0; i < from.size(); ++i)
-    m.data[static_cast<size_t>(i)] = from.dtype == DType::bf16 ? to_float(host->bf16()[i]) : host->f32()[i];
+  MatrixOf<T> m(from.rows(), from.cols());
+  for (int64_t i = 0; i < from.size(); ++i) {
+    T& value = m.data[static_cast<size_t>(i)];
+    if (from.dtype == DType::bf16)
+      value = to_float(host->bf16()[i]);
+    else
+      value = from.dtype == DType::f64 ? static_cast<T>(host->f64()[i]) : host->f32()[i];
+  }
   return m;
+}
+template <typename T>
+constexpr DType dtype_of() {
+  return sizeof(T) == 8 ? DType::f64 : DType::f32;
 }
 
 /// A matrix in memory where ctx computes.
-class There {
+template <typename T>
+class ThereOf {
  public:
-  There(Context& ctx, const Matrix& m, DType dtype = DType::f32) : ctx_(ctx) {
+  ThereOf(Context& ctx, const MatrixOf<T>& m, DType dtype = dtype_of<T>()) : ctx_(ctx) {
     arena_.add(&tensor_, dtype, {m.rows, m.cols});
     arena_.allocate(ctx);
     upload(ctx, tensor_, m);
@@ -129,13 +150,14 @@ class There {
   Tensor batch(int64_t batch = 1) const {
     return tensor_.view({batch, tensor_.shape[0] / batch, tensor_.shape[1]});
   }
-  Matrix here() const { return download(ctx_, tensor_); }
+  MatrixOf<T> here() const { return download<T>(ctx_, tensor_); }
 
  private:
   Context& ctx_;
   Arena arena_{"test"};
   Tensor tensor_;
 };
+using There = ThereOf<float>;
 
 /// A context on the CPU with plenty of scratch.
 struct CpuContext : Context {

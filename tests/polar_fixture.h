@@ -9,14 +9,13 @@
 #include "tests/optim_golden.h"
 
 /// The polar factor of a matrix that is stored as `dtype` where ctx computes.
-inline Matrix polar_of(Context& ctx, const Matrix& m, PolarMethod method, int steps = 0,
-                       DType dtype = DType::f32) {
+inline Matrix polar_of(Context& ctx, const Matrix& m, const PolarMethod& method, DType dtype = DType::f32) {
   const There x(ctx, m, dtype);
-  polar(ctx, {.x = x.batch(), .method = method, .steps = steps});
+  polar(ctx, {.x = x.batch(), .method = method});
   return x.here();
 }
 inline Matrix exact_polar(Context& ctx, const Matrix& x) {
-  return polar_of(ctx, x, PolarMethod::svd);
+  return polar_of(ctx, x, polar_method("svd"));
 }
 
 /// A matrix with these singular values, in random directions.
@@ -30,23 +29,22 @@ inline Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols,
 }
 
 /// The same iteration in float64 on plain loops, X X^T always from the left: the oracle.
-inline Matrix in_float64(const Matrix& x, PolarMethod method) {
+inline Matrix in_float64(const Matrix& x, const PolarMethod& method) {
   const double norm = std::sqrt(inner(x, x));
   std::vector<double> y(x.data.begin(), x.data.end());
-  const PolarSchedule& schedule = polar_schedule(method);
   const auto r = static_cast<size_t>(x.rows), c = static_cast<size_t>(x.cols);
-  for (double& value : y) value /= norm * schedule.safety;
-  for (int k = 0; k < schedule.default_steps; ++k) {
+  for (double& value : y) value /= norm * method.safety;
+  for (const Quintic& step : method.steps) {
     std::vector<double> a(r * r, 0), b(r * r, 0), z(r * c, 0);
     for (size_t i = 0; i < r; ++i)
       for (size_t j = 0; j < r; ++j)
         for (size_t l = 0; l < c; ++l) a[i * r + j] += y[i * c + l] * y[j * c + l];
     for (size_t i = 0; i < r; ++i)
       for (size_t l = 0; l < r; ++l)
-        for (size_t j = 0; j < r; ++j) b[i * r + j] += schedule.at(k).c * a[i * r + l] * a[l * r + j];
-    for (size_t i = 0; i < r * r; ++i) b[i] += schedule.at(k).b * a[i];
+        for (size_t j = 0; j < r; ++j) b[i * r + j] += step.c * a[i * r + l] * a[l * r + j];
+    for (size_t i = 0; i < r * r; ++i) b[i] += step.b * a[i];
     for (size_t i = 0; i < r; ++i) {
-      for (size_t j = 0; j < c; ++j) z[i * c + j] = schedule.at(k).a * y[i * c + j];
+      for (size_t j = 0; j < c; ++j) z[i * c + j] = step.a * y[i * c + j];
       for (size_t l = 0; l < r; ++l)
         for (size_t j = 0; j < c; ++j) z[i * c + j] += b[i * r + l] * y[l * c + j];
     }
@@ -57,23 +55,28 @@ inline Matrix in_float64(const Matrix& x, PolarMethod method) {
   return out;
 }
 
-inline constexpr PolarMethod kIterations[] = {PolarMethod::keller5, PolarMethod::polar_express,
-                                              PolarMethod::cubic,   PolarMethod::quintic12,
-                                              PolarMethod::hybrid,  PolarMethod::modula6};
+/// Every Newton-Schulz method of the table.
+inline std::vector<PolarMethod> iterations() {
+  std::vector<PolarMethod> list;
+  for (const char* name : polar_names())
+    if (const PolarMethod method = polar_method(name); method.kind == PolarMethod::Kind::newton_schulz)
+      list.push_back(method);
+  return list;
+}
+
 inline void check_expected_polars(UseDevice use) {
   Context ctx;
   use(ctx);
   ctx.scratch.reserve(int64_t{8} << 20);
-  const std::pair<const char*, PolarMethod> rows[] = {
-      {"cubic_20", PolarMethod::cubic},   {"keller5", PolarMethod::keller5},
-      {"hybrid8_2", PolarMethod::hybrid}, {"quintic12", PolarMethod::quintic12},
-      {"modula6", PolarMethod::modula6},  {"polar_express5", PolarMethod::polar_express}};
+  const std::pair<const char*, const char*> rows[] = {
+      {"cubic_20", "cubic"},      {"keller5", "keller5"}, {"hybrid8_2", "hybrid"},
+      {"quintic12", "quintic12"}, {"modula6", "modula6"}, {"polar_express5", "polar-express"}};
   const nlohmann::json& numbers = optim_golden();
   for (const auto& [name, method] : rows)
     for (const char* example : {"tall_3x2", "wide_2x3"}) {
       const Matrix g(numbers.at("norm_examples").at(example).at("G"));
       const Matrix expected(numbers.at("ns_outputs").at(name).at(example));
-      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4) << name << " " << example;
+      EXPECT_LT(deviation(polar_of(ctx, g, polar_method(method)), expected), 1e-4) << name << " " << example;
     }
   for (const auto& [example, norms] : numbers.at("norm_examples").items())
     EXPECT_LT(deviation(exact_polar(ctx, Matrix(norms.at("G"))), Matrix(norms.at("polar"))), 1e-6) << example;
@@ -86,8 +89,8 @@ inline void check_polars_in_float64(UseDevice use) {
   ctx.scratch.reserve(int64_t{8} << 20);
   uint32_t seed = 1;
   for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {7, 29}, {16, 64}, {1, 5}, {1, 1}})
-    for (const PolarMethod method : kIterations) {
-      SCOPED_TRACE(testing::Message() << polar_schedule(method).name << " " << rows << " x " << cols);
+    for (const PolarMethod& method : iterations()) {
+      SCOPED_TRACE(testing::Message() << method.name << " " << rows << " x " << cols);
       const Matrix g = random_matrix(rows, cols, seed++);
       const Matrix expected = in_float64(g, method);
       EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4);
@@ -100,15 +103,15 @@ inline void check_polars_of_zero_and_nan(UseDevice use) {
   Context ctx;
   use(ctx);
   ctx.scratch.reserve(int64_t{8} << 20);
-  for (size_t i = 0; i < polar_schedules().size(); ++i) {
-    const auto method = static_cast<PolarMethod>(i);
+  for (const char* name : polar_names()) {
+    const PolarMethod method = polar_method(name);
     for (const int64_t cols : {6, 20}) {
-      SCOPED_TRACE(testing::Message() << polar_names()[i] << " " << cols);
-      const DType dtype = method == PolarMethod::svd ? DType::f32 : ctx.dtype;
-      for (float x : polar_of(ctx, Matrix(6, cols), method, 0, dtype).data) EXPECT_EQ(x, 0);
+      SCOPED_TRACE(testing::Message() << name << " " << cols);
+      const DType dtype = method.on_host() ? DType::f32 : ctx.dtype;
+      for (float x : polar_of(ctx, Matrix(6, cols), method, dtype).data) EXPECT_EQ(x, 0);
       Matrix bad = random_matrix(6, cols, 1);
       bad(2, 3) = std::nanf("");
-      for (float x : polar_of(ctx, bad, method, 0, dtype).data) EXPECT_TRUE(std::isnan(x));
+      for (float x : polar_of(ctx, bad, method, dtype).data) EXPECT_TRUE(std::isnan(x));
       // A NaN stays in its own matrix.
       Matrix two = random_matrix(12, cols, 2);
       two(1, 1) = std::nanf("");

@@ -251,13 +251,13 @@ TEST(Optimizer, SharpnessIsProposition7) {
   const auto term = [&](const Parameter& p, const Tensor& x) {
     switch (p.role) {
       case Role::embedding:
-        return ModularTerm{x, NormKind::l1_rms, 3, true};
+        return ModularTerm{x, {NormKind::l1_rms}, 3, true};
       case Role::position:
-        return ModularTerm{x, NormKind::frobenius, 1, true};
+        return ModularTerm{x, {NormKind::frobenius}, 1, true};
       case Role::vector:
-        return ModularTerm{x, NormKind::l1_linf, 0.5, false};
+        return ModularTerm{x, {NormKind::l1_linf}, 0.5, false};
       default:
-        return ModularTerm{x, NormKind::rms_rms, 2, false};
+        return ModularTerm{x, {NormKind::rms_rms}, 2, false};
     }
   };
   const auto terms = [&](bool of_gradients) {

@@ -1,0 +1,98 @@
+#include "optim/rule_dual.h"
+
+#include <algorithm>
+
+#include "model/kernels/reduce.h"
+#include "optim/update.h"
+
+PolarMethod read_polar(Keyed& keys, const char* fallback) {
+  const std::string text = keys.text("ns", fallback);
+  const int steps = static_cast<int>(keys.integer("steps", 0, 0, 100));  // 0: the method's own
+  return polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+}
+
+bool DualRule::matrices_only() const {
+  switch (parts_.norm.kind) {
+    case NormKind::frobenius:
+    case NormKind::rms:
+    case NormKind::l1_linf:
+      return false;
+    default:
+      return true;
+  }
+}
+
+Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) const {
+  if (is_spectral(parts_.norm)) return spectral(ctx, group, step);
+  parts_.smoothing.apply(ctx, group.blocks, step);
+  Measured measured;
+  if (step.measure) measured = measure(ctx, parts_.norm, group);
+  for (const Block& block : group.blocks)
+    dualize(ctx, {.out = block.grad, .g = block.grad, .norm = parts_.norm, .transposed = group.transposed});
+  if (parts_.radius != 1)
+    for (const Block& block : group.blocks)
+      smooth(ctx, {.u = block.grad, .g = block.grad, .gain = static_cast<float>(parts_.radius)});
+  return measured;
+}
+
+/// Matrices of one shape are copied together and iterated as batches.
+Measured DualRule::spectral(Context& ctx, Group& group, const RuleStep& step) const {
+  Scratch::Frame frame(ctx.scratch);
+  const Tensor batch = frame.tensor(batch_shape(ctx, group), batch_dtype(ctx, group));
+  const double scale = parts_.radius * norm_scale(parts_.norm, group.out(), group.in());
+  const std::span<const Block> all = group.blocks;
+  const auto at_once = static_cast<size_t>(batch.shape[0]);
+  Measured measured;
+  for (size_t first = 0; first < all.size(); first += at_once) {
+    const auto blocks = all.subspan(first, std::min(at_once, all.size() - first));
+    measured += spectral_batch(ctx, blocks, batch.slice(0, static_cast<int64_t>(blocks.size())), scale, step);
+  }
+  return measured;
+}
+
+Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, const Tensor& batch,
+                                  double scale, const RuleStep& step) const {
+  Measured measured;
+  if (step.measure) {  // then the smoothed gradients are needed once more
+    parts_.smoothing.apply(ctx, blocks, step);
+    measured.along = measure_along(ctx, blocks);
+    Smoothing().apply_to(ctx, batch, blocks, {});
+  } else {
+    parts_.smoothing.apply_to(ctx, batch, blocks, step);
+  }
+  polar(ctx, {.x = batch, .method = parts_.polar});
+  refine(ctx, blocks, batch);
+  std::vector<Smooth> list;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const Tensor factor = batch[static_cast<int64_t>(i)];
+    // <m, u> is the dual norm for exact polar factors, and what the step really achieves for others.
+    if (step.measure) measured.dual += scale / parts_.radius * dot(ctx, blocks[i].grad, factor);
+    list.push_back({.u = blocks[i].grad, .g = factor, .gain = static_cast<float>(scale)});
+  }
+  smooth(ctx, list);
+  return measured;
+}
+
+void DualRule::refine(Context&, std::span<const Block>, const Tensor&) const {}
+
+int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
+  if (!is_spectral(parts_.norm)) return norm_scratch_bytes(ctx, parts_.norm, group.shape);
+  const Shape batch = batch_shape(ctx, group);
+  const DType dtype = batch_dtype(ctx, group);
+  return dtype_bytes(dtype) * batch.size() +
+         std::max(polar_scratch_bytes(ctx, batch, dtype, parts_.polar), whole_scratch_bytes());
+}
+
+DType DualRule::batch_dtype(const Context& ctx, const Group& group) const {
+  if (group.dtype == DType::f64 || parts_.polar.on_host()) return group.dtype;
+  return ctx.dtype;
+}
+
+/// As many matrices as should be gathered together, at least one: what the caches of a CPU hold, all of most
+/// models' on a GPU.
+Shape DualRule::batch_shape(const Context& ctx, const Group& group) const {
+  const int64_t most = ctx.where == Where::cpu ? int64_t{32} << 20 : int64_t{1} << 30;
+  const int64_t fit =
+      std::max<int64_t>(most / (dtype_bytes(batch_dtype(ctx, group)) * group.shape.size()), 1);
+  return {std::min(fit, static_cast<int64_t>(group.blocks.size())), group.shape[0], group.shape[1]};
+}
