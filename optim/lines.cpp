@@ -141,14 +141,18 @@ void measure(Tile<T>& tile, double q) {
 /// One-hot: the first entry of the largest size in every column.
 template <typename T>
 void write_largest(T* to, const Tile<T>& tile, const double* gain) {
-  bool found[kTile] = {};
-  for (int64_t r = 0; r < tile.rows; ++r)
+  T wanted[kTile];
+  for (int64_t c = 0; c < tile.width; ++c) wanted[c] = static_cast<T>(tile.largest[c]);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const T* x = tile.x + r * tile.cols;
+    T* y = to + r * tile.cols;
+#pragma omp simd
     for (int64_t c = 0; c < tile.width; ++c) {
-      const T x = tile.x[r * tile.cols + c];
-      const bool hit = !found[c] && std::fabs(x) == tile.largest[c];
-      found[c] |= hit;
-      to[r * tile.cols + c] = signed_as(x, (hit ? 1 : 0) * gain[c]);
+      const bool hit = std::fabs(x[c]) == wanted[c];
+      wanted[c] = hit ? T{-1} : wanted[c];  // found: no size is -1
+      y[c] = signed_as(x[c], (hit ? 1.0 : 0.0) * gain[c]);
     }
+  }
 }
 
 template <typename T>
