@@ -9,6 +9,7 @@
 #include "tests/cases/embedding.h"
 #include "tests/cases/gelu.h"
 #include "tests/cases/layernorm.h"
+#include "tests/cases/lines.h"
 #include "tests/cases/matmul.h"
 #include "tests/cases/reduce.h"
 #include "tests/cases/update.h"
@@ -98,6 +99,16 @@ inline std::vector<OpCase> test_cases() {
     add(norms_case(by_rows, by_rows ? 3 : 700, by_rows ? 20003 : 65));
     add(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40));
   }
+  // Less than a tile of columns, several, and rows and columns longer than a block; aligned and not.
+  for (const Exponent q : {Exponent{1, 1}, {4, 3}, {3, 2}, {2, 1}, {3, 1}, {1, 0}})
+    for (const Lines lines : {Lines::rows, Lines::columns})
+      for (const DType dtype : {DType::f32, DType::f64})
+        for (const auto& [batch, rows, cols] :
+             {std::array<int64_t, 3>{1, 1, 1}, {1, 7, 33}, {3, 5, 20}, {2, 75, 130}, {1, 3, 1032}}) {
+          const bool in_place = cols % 2 == 0;
+          add(line_norms_case({batch, rows, cols, lines, q, dtype}));
+          add(line_duals_case({batch, rows, cols, lines, q, dtype, in_place}));
+        }
   for (const char* op : {"sum_of_squares", "dot", "sum_abs", "max_abs"})
     for (int64_t n : {1, 15, 1025, 300000}) add(whole_tensor_case(op, n));
   for (int64_t n : {1, 33, 5000})

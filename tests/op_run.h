@@ -61,7 +61,7 @@ inline Values run(Context& ctx, const OpCase& op_case, const Values& values) {
       arena.add(&tensors[operand.name],
                 operand.below > 0 ? DType::i32
                 : operand.half    ? ctx.dtype
-                                  : DType::f32,
+                                  : operand.dtype,
                 operand.shape);
   arena.allocate(ctx);
   for (const Operand& operand : op_case.operands) {

@@ -92,6 +92,18 @@ OpCase make_matmul(Sizes& s, const AnyOp* v) {
   return matmul_case(M, N, K, o, bias, 1, s.word("scaled") ? 1.0f : 0.0f, op);
 }
 
+/// The exponent is num / den, or infinite when den is 0.
+LinesCase lines_of(Sizes& s) {
+  LinesCase of{.batch = s["batch"],
+               .rows = s["rows"],
+               .cols = s["cols"],
+               .lines = s.word("columns") ? Lines::columns : Lines::rows,
+               .q = {s["num"], s["den"]}};
+  if (s.word("f64")) of.dtype = DType::f64;
+  of.in_place = s.word("in_place");
+  return of;
+}
+
 const std::vector<Maker>& makers() {
   using V = const AnyOp*;
   static const std::vector<Maker> table{
@@ -179,6 +191,10 @@ const std::vector<Maker>& makers() {
       {{"max_abs", "n", ""}, [](Sizes& s, V) { return whole_tensor_case("max_abs", s["n"]); }},
       {{"row_norms", "rows,cols", ""}, [](Sizes& s, V) { return norms_case(true, s["rows"], s["cols"]); }},
       {{"col_norms", "rows,cols", ""}, [](Sizes& s, V) { return norms_case(false, s["rows"], s["cols"]); }},
+      {{"line_norms", "batch,rows,cols,num,den", "columns f64"},
+       [](Sizes& s, V) { return line_norms_case(lines_of(s)); }},
+      {{"line_duals", "batch,rows,cols,num,den", "columns f64 in_place"},
+       [](Sizes& s, V) { return line_duals_case(lines_of(s)); }},
       {{"scale_rows", "rows,cols", "divide in_place"},
        [](Sizes& s, V) {
          return scale_case(true, s["rows"], s["cols"], s.word("divide"), s.word("in_place"));
