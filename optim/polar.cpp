@@ -11,6 +11,7 @@
 #include "keyed.h"
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
+#include "optim/at_once.h"
 #include "optim/svd.h"
 #include "optim/update.h"
 
@@ -38,12 +39,6 @@ constexpr PolarRow kRows[] = {
     {"svd", {}, 0},         {"keller5", kKeller, 5},        {"polar-express", kPolarExpress, 5, 1.02},
     {"cubic", kCubic, 20},  {"quintic12", kConvergent, 12}, {"hybrid", kHybrid, 10},
     {"modula6", kModula, 6}};
-
-/// Scratch of the matrices that are iterated together: what stays in the caches of a CPU; all of a model's on
-/// a GPU, which one small matrix leaves idle.
-int64_t batch_bytes(const Context& ctx) {
-  return ctx.where == Where::cpu ? int64_t{16} << 20 : int64_t{1} << 30;
-}
 }  // namespace
 
 std::span<const PolarRow> polar_rows() {
@@ -127,8 +122,7 @@ Plan make_plan(const Context& ctx, const Shape& shape, DType dtype, const PolarM
             .gram = false,
             .at_once = 1};
   plan.gram = dtype == DType::f32 && prefer_gram(method, plan.n, plan.m);
-  const int64_t bytes = std::max<int64_t>(dtype_bytes(dtype) * plan.elements(), 1);
-  plan.at_once = std::clamp<int64_t>(batch_bytes(ctx) / bytes, 1, std::max<int64_t>(shape[0], 1));
+  plan.at_once = at_once(ctx, dtype_bytes(dtype) * plan.elements(), shape[0]);
   return plan;
 }
 

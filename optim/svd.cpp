@@ -1,10 +1,10 @@
 #include "optim/svd.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
-#include <vector>
+
+#include "optim/host_memory.h"
 
 // Fortran: every argument by address, matrices by columns, the length of a character string last.
 extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, const int* lda, double* s,
@@ -15,22 +15,6 @@ namespace {
 constexpr double kCutoff =
     1e-10;  // of the largest singular value; float32 inputs carry real ones down to 1e-7
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-/// Working memory on the host: scratch on the CPU; on a GPU, whose scratch is out of reach, blocks of its
-/// own.
-class HostMemory {
- public:
-  explicit HostMemory(Context& ctx) : ctx_(ctx), frame_(ctx.scratch) {}
-  double* doubles(int64_t count) {
-    if (ctx_.where == Where::cpu) return frame_.doubles(count);
-    return blocks_.emplace_back(static_cast<size_t>(count)).data();
-  }
-
- private:
-  Context& ctx_;
-  Scratch::Frame frame_;
-  std::vector<std::vector<double>> blocks_;
-};
 
 /// A = U S V^T of one matrix, in host memory. LAPACK reads our row-major (rows, cols) as the transpose,
 /// (cols, rows) by columns, whose polar factor is the transpose of ours: we write it back the same way and
@@ -63,15 +47,12 @@ struct Decomposition {
     u = memory.doubles(vectors ? M * R : 1);
     vt = memory.doubles(vectors ? R * N : 1);
     work = memory.doubles(lwork);
-    iwork = reinterpret_cast<int*>(memory.doubles(4 * R));
+    iwork = memory.ints(8 * R);
   }
 
   /// False when the input is not finite.
   bool run(const Tensor& w) {
-    const float* x = w.f32();
-    double finite = 0;  // 0 * x is 0, or NaN for anything that is not finite
-    for (int64_t i = 0; i < w.size(); ++i) finite += 0.0 * (a[i] = x[i]);
-    if (finite != 0) return false;
+    if (!load_doubles(a, w)) return false;
     int info = 0;
     dgesdd_(vectors ? "S" : "N", &m, &n, a, &m, s, u, &m, vt, &r, work, &lwork, iwork, &info, 1);
     if (info != 0) throw std::logic_error("dgesdd: no convergence");
@@ -86,7 +67,7 @@ int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols) {
   const int m = static_cast<int>(cols), n = static_cast<int>(rows);
   const int64_t work = std::max(Decomposition::work_size(m, n, true), Decomposition::work_size(m, n, false));
   const int64_t doubles = rows * cols + r + cols * r + r * rows + work;
-  return doubles * 8 + 8 * r * 4;
+  return (doubles + 8 * r) * 8;
 }
 
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
@@ -103,7 +84,7 @@ double svd_polar(Context& ctx, const Tensor& x) {
   HostMemory memory(ctx);
   Decomposition svd(memory, x, /*with_vectors=*/true);
   if (!svd.run(*here)) {
-    std::fill_n(here->f32(), x.size(), std::numeric_limits<float>::quiet_NaN());
+    store_nan(*here);
     here.store();
     return kNaN;
   }
@@ -121,7 +102,7 @@ double svd_polar(Context& ctx, const Tensor& x) {
       for (int64_t i = 0; i < m; ++i) out[i] += u[i] * v;
     }
   }
-  for (int64_t i = 0; i < m * n; ++i) here->f32()[i] = static_cast<float>(svd.a[i]);
+  store_doubles(*here, [&](int64_t i) { return svd.a[i]; });
   here.store();
   return sum;
 }

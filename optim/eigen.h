@@ -1,0 +1,48 @@
+// Eigenvalues of symmetric matrices and orthonormal bases, by LAPACK in float64 on the host. A GPU build
+// copies the matrix over and waits: it is the slow, exact way. One matrix at a time, f32 or f64.
+//
+//   symmetric_eigen   A = V diag(values) V^T,   V^T V = I,   values ascending     (dsyevd)
+//   qr                X = Q R,   Q^T Q = I,   R upper triangular                  (Householder)
+//
+// symmetric_eigen reads (A + A^T) / 2, so an A that is symmetric up to rounding is good enough. Column k of
+// `vectors` belongs to value k. Its sign, and the basis of equal values, are LAPACK's choice. Accuracy 1e-15
+// of the largest |value|.
+//
+// qr returns Q (m, r) for X (m, r) with m >= r, in the sign convention of LAPACK's dgeqrf, which is numpy's:
+// R[k][k] is not made positive (it has the opposite sign of the entry that column k has at k when its turn
+// comes). Q always has orthonormal columns. Where column k of X depends on those before it, a column of zeros
+// for instance, R[k][k] is 0 and column k of Q is a unit vector orthogonal to the others that X does not
+// decide; for X = 0, Q is the first r columns of the identity.
+//
+// A NaN or infinity anywhere makes every result NaN. Deterministic.
+#pragma once
+
+#include "model/kernels/context.h"
+#include "optim/host_memory.h"
+
+struct SymmetricEigen {
+  Tensor values;   // (n), written; f32 or f64
+  Tensor vectors;  // (n, n), written; may be a
+  Tensor a;        // (n, n)
+};
+void symmetric_eigen(Context& ctx, const SymmetricEigen& args);
+
+struct Qr {
+  Tensor q;  // (m, r), written; may be x
+  Tensor x;  // (m, r), m >= r
+};
+void qr(Context& ctx, const Qr& args);
+
+/// Scratch of one call; none on a GPU.
+int64_t symmetric_eigen_scratch_bytes(const Context& ctx, int64_t n);
+int64_t qr_scratch_bytes(const Context& ctx, int64_t m, int64_t r);
+
+/// Eigenvalues and eigenvectors in memory of the host, for what goes on computing there.
+struct HostEigen {
+  double* values;   // (n), ascending
+  double* vectors;  // (n, n): eigenvector k is row k
+  bool finite;      // false: a is not finite, and there are no values
+};
+/// Of `a` (n, n) in memory of the host. The result lives as long as `memory`; it takes the scratch of
+/// symmetric_eigen.
+HostEigen host_eigen(HostMemory& memory, const Tensor& a);

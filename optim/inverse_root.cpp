@@ -1,0 +1,184 @@
+#include "optim/inverse_root.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "model/kernels/matmul.h"
+#include "model/kernels/reduce.h"
+#include "model/kernels/simd.h"
+#include "optim/at_once.h"
+#include "optim/eigen.h"
+#include "optim/power.h"
+#include "optim/update.h"
+
+namespace {
+constexpr int kMatrices = 4;     // of scratch per matrix of the batch, by newton
+constexpr int kMostSteps = 100;  // 2^100 is still a float
+
+double default_cutoff(DType dtype) {
+  return dtype == DType::f64 ? 1e-12 : 1e-6;
+}
+
+/// Under the eigenvalues of A / ||A||_F, so that rounding leaves none below zero: 16 times the unit in the
+/// last place of 1. The first steps' rounding decides, as later eigenvalues have grown.
+double relative_damping(DType dtype) {
+  return dtype == DType::f64 ? 4e-15 : 2e-6;
+}
+
+/// (max(v, 0) + eps)^power, or 0 where v counts as zero.
+double power_of_value(const InverseRoot& args, double v, double largest) {
+  const double cutoff = args.cutoff > 0 ? args.cutoff : default_cutoff(args.a.dtype);
+  if (args.pseudo && !(v > cutoff * largest)) return 0;
+  return std::pow(std::max(v, 0.0) + args.eps, args.power);
+}
+
+/// One matrix, in host memory: X = B^T B, where row k of B is eigenvector k times the root of its value's
+/// power; a sum of squares, so that X is exactly symmetric.
+void by_eigen(Context& ctx, const InverseRoot& args, const Tensor& x, const Tensor& a) {
+  HostMemory memory(ctx);
+  const int64_t n = a.shape[0];
+  double* out = memory.doubles(n * n);
+  const HostEigen eigen = host_eigen(memory, a);
+  if (!eigen.finite) return store_nan(x);
+  for (int64_t k = 0; k < n; ++k) {
+    const double root = std::sqrt(power_of_value(args, eigen.values[k], eigen.values[n - 1]));
+    for (int64_t j = 0; j < n; ++j) eigen.vectors[k * n + j] *= root;
+  }
+  parallel_for(ctx, n, 1, [&](int64_t begin, int64_t end, int) {
+    std::fill(out + begin * n, out + end * n, 0.0);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t k = 0; k < n; ++k) {
+        const double* b = eigen.vectors + k * n;
+        const double c = b[i];
+        double* row = out + i * n;
+#pragma omp simd
+        for (int64_t j = 0; j < n; ++j) row[j] += c * b[j];
+      }
+  });
+  store_doubles(x, [&](int64_t i) { return out[i]; });
+}
+
+/// A part of a batch under coupled Newton. X is kept without the factor z^(1/p), so that it starts as I.
+class Newton {
+ public:
+  Newton(Context& ctx, const InverseRoot& args, int64_t first, int64_t count)
+      : ctx_(ctx), args_(args), p_(newton_order(args.power)), frame_(ctx.scratch) {
+    a_ = args.a.slice(first, count);
+    out_ = args.x.slice(first, count);
+    norms_ = frame_.tensor({count}, a_.dtype);
+    for (Tensor* t : {&x_, &m_, &t_, &spare_}) *t = frame_.tensor(a_.shape, a_.dtype);
+  }
+
+  int run() {
+    start();
+    int step = 0;
+    while (step < args_.steps && !(args_.tolerance > 0 && error() < args_.tolerance)) {
+      affine(t_, -1.0 / p_, (p_ + 1.0) / p_);  // T
+      if (step == 0)
+        smooth(ctx_, {.u = x_, .g = t_});  // I T
+      else
+        multiply(x_, x_, t_);
+      ++step;
+      if (step < args_.steps || args_.tolerance > 0) times_power();
+    }
+    finish(step);
+    return step;
+  }
+
+ private:
+  Tensor flat(const Tensor& t) const { return t.view({t.shape[0], t.shape[1] * t.shape[2]}); }
+
+  /// y = factor M + value I
+  void affine(const Tensor& y, double factor, double value) {
+    smooth(ctx_, {.u = y, .g = m_, .gain = static_cast<float>(factor)});
+    add_diagonal(ctx_, {.x = y, .value = static_cast<float>(value)});
+  }
+
+  /// c = a b, where c may name the memory of a or b: the product goes to the spare matrix, which then is c.
+  void multiply(Tensor& c, const Tensor& a, const Tensor& b) {
+    batched_matmul(ctx_, {.c = spare_, .a = a, .b = b, .symmetric = true});
+    std::swap(c, spare_);
+  }
+
+  /// M = z A, a little away from singular.
+  void start() {
+    smooth(ctx_, {.u = t_, .g = a_});
+    if (args_.eps != 0) add_diagonal(ctx_, {.x = t_, .value = static_cast<float>(args_.eps)});
+    row_norms(ctx_, {.norms = norms_, .x = flat(t_)});
+    const double half = (1 + p_) / 2.0;
+    scale_rows(
+        ctx_,
+        {.y = flat(m_), .x = flat(t_), .scales = norms_, .factor = static_cast<float>(half), .divide = true});
+    add_diagonal(ctx_, {.x = m_, .value = static_cast<float>(half * relative_damping(a_.dtype))});
+  }
+
+  /// M <- T^p M by the bits of p; T is used up.
+  void times_power() {
+    for (int bits = p_; bits != 0; bits /= 2) {
+      if (bits % 2 == 1) multiply(m_, t_, m_);
+      if (bits > 1) multiply(t_, t_, t_);
+    }
+  }
+
+  /// max |M - I|; waits.
+  double error() {
+    affine(spare_, 1, -1);
+    return max_abs(ctx_, spare_);
+  }
+
+  /// x = z^(1/p) X; a zero norm gives zero. Without a step X is I.
+  void finish(int steps) {
+    if (steps == 0) affine(x_, 0, 1);
+    power(ctx_, {.y = norms_, .x = norms_, .exponent = args_.power});
+    scale_rows(ctx_, {.y = flat(out_),
+                      .x = flat(x_),
+                      .scales = norms_,
+                      .factor = static_cast<float>(std::pow((1 + p_) / 2.0, 1.0 / p_))});
+  }
+
+  Context& ctx_;
+  const InverseRoot& args_;
+  int p_;
+  Scratch::Frame frame_;
+  Tensor a_, out_, norms_, x_, m_, t_, spare_;
+};
+}  // namespace
+
+int newton_order(double power) {
+  const double p = power < 0 ? std::round(-1 / power) : 0;
+  return p >= 1 && p <= 8 && std::fabs(power * p + 1) < 1e-9 ? static_cast<int>(p) : 0;
+}
+
+int inverse_root(Context& ctx, const InverseRoot& args) {
+  const Shape& shape = args.a.shape;
+  expect(shape.rank() == 3 && shape[1] == shape[2], "inverse_root: a must be (batch, n, n)");
+  expect_shape(args.x, shape, "inverse_root: x");
+  expect(args.x.dtype == args.a.dtype, "inverse_root: x needs the dtype of a");
+  expect(args.power < 0, "inverse_root: power must be negative");
+  const int64_t batch = shape[0];
+  if (args.method == RootMethod::eigen) {
+    OnHost a(ctx, args.a), x(ctx, args.x, /*load=*/false);
+    for (int64_t i = 0; i < batch; ++i) by_eigen(ctx, args, (*x)[i], (*a)[i]);
+    x.store();
+    return 0;
+  }
+  expect(newton_order(args.power) != 0, "inverse_root: newton needs power = -1/p, p = 1 .. 8");
+  expect(!args.pseudo, "inverse_root: only eigen has pseudo-inverses");
+  expect(args.steps > 0 && args.steps <= kMostSteps, "inverse_root: steps must be 1 .. 100");
+  int most = 0;
+  const int64_t count = at_once(ctx, kMatrices * args.a[0].bytes(), batch);
+  for (int64_t i = 0; i < batch; i += count)
+    most = std::max(most, Newton(ctx, args, i, std::min(count, batch - i)).run());
+  return most;
+}
+
+int64_t inverse_root_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, RootMethod method) {
+  const int64_t n = shape[2], bytes = dtype_bytes(dtype) * n * n;
+  if (method == RootMethod::eigen)
+    return ctx.where == Where::gpu ? 0 : 8 * n * n + symmetric_eigen_scratch_bytes(ctx, n);
+  const int64_t count = at_once(ctx, kMatrices * bytes, shape[0]);
+  return count * (kMatrices * bytes + dtype_bytes(dtype)) +
+         std::max(row_norms_scratch_bytes(count, n * n), whole_scratch_bytes());
+}
