@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "model/kernels/simd.h"
+
 // Fortran: every argument by address, matrices by columns, the length of a character string last.
 extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, const int* lda, double* s,
                         double* u, const int* ldu, double* vt, const int* ldvt, double* work,
@@ -68,9 +70,11 @@ struct Decomposition {
 
   /// False when the input is not finite.
   bool run(const Tensor& w) {
-    const float* x = w.f32();
     double finite = 0;  // 0 * x is 0, or NaN for anything that is not finite
-    for (int64_t i = 0; i < w.size(); ++i) finite += 0.0 * (a[i] = x[i]);
+    for_real_type(w.dtype, [&]<typename T>(T) {
+      const T* x = reals_of<T>(w);
+      for (int64_t i = 0; i < w.size(); ++i) finite += 0.0 * (a[i] = x[i]);
+    });
     if (finite != 0) return false;
     int info = 0;
     dgesdd_(vectors ? "S" : "N", &m, &n, a, &m, s, u, &m, vt, &r, work, &lwork, iwork, &info, 1);
@@ -102,9 +106,15 @@ double svd_polar(Context& ctx, const Tensor& x) {
   OnHost here(ctx, x);
   HostMemory memory(ctx);
   Decomposition svd(memory, x, /*with_vectors=*/true);
-  if (!svd.run(*here)) {
-    std::fill_n(here->f32(), x.size(), std::numeric_limits<float>::quiet_NaN());
+  const auto store = [&](auto&& value) {
+    for_real_type(x.dtype, [&]<typename T>(T) {
+      T* to = reals_of<T>(*here);
+      for (int64_t i = 0; i < x.size(); ++i) to[i] = static_cast<T>(value(i));
+    });
     here.store();
+  };
+  if (!svd.run(*here)) {
+    store([](int64_t) { return kNaN; });
     return kNaN;
   }
   const int64_t m = svd.m, n = svd.n;
@@ -121,7 +131,6 @@ double svd_polar(Context& ctx, const Tensor& x) {
       for (int64_t i = 0; i < m; ++i) out[i] += u[i] * v;
     }
   }
-  for (int64_t i = 0; i < m * n; ++i) here->f32()[i] = static_cast<float>(svd.a[i]);
-  here.store();
+  store([&](int64_t i) { return svd.a[i]; });
   return sum;
 }

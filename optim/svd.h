@@ -17,7 +17,7 @@
 /// Scratch of one call for a (rows, cols) matrix; none on a GPU.
 int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols);
 
-/// `w` (rows, cols) f32; `values` has min(rows, cols) entries, largest first.
+/// `w` (rows, cols) f32 or f64; `values` has min(rows, cols) entries, largest first.
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values);
-/// Replaces `x` (rows, cols) f32 by its polar factor; returns the sum of the singular values.
+/// Replaces `x` (rows, cols) f32 or f64 by its polar factor; returns the sum of the singular values.
 double svd_polar(Context& ctx, const Tensor& x);

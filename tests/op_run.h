@@ -21,6 +21,7 @@ inline Values random_values(const OpCase& op_case) {
     std::uniform_int_distribution<int64_t> below(0, std::max<int64_t>(1, operand.below) - 1);
     for (int64_t i = 0; i < operand.shape.size(); ++i)
       out.push_back(operand.below > 0 ? static_cast<double>(below(random))
+                    : operand.wide    ? normal(random)
                                       : static_cast<float>(normal(random)));
   }
   if (op_case.prepare) op_case.prepare(values);
@@ -60,6 +61,7 @@ inline Values run(Context& ctx, const OpCase& op_case, const Values& values) {
     if (operand.same_as.empty())
       arena.add(&tensors[operand.name],
                 operand.below > 0 ? DType::i32
+                : operand.wide    ? DType::f64
                 : operand.half    ? ctx.dtype
                                   : DType::f32,
                 operand.shape);

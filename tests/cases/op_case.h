@@ -25,6 +25,7 @@ struct Operand {
   int64_t below = 0;         // > 0: int32 in [0, below) instead of floats
   std::string same_as = "";  // shares the memory of this operand: an aliasing that the header allows
   bool half = false;         // an activation, or a weight that products read: bf16 when the context says so
+  bool wide = false;         // float64
 };
 
 using Tensors = std::map<std::string, Tensor>;              // what the operation sees
@@ -49,6 +50,18 @@ struct OpCase {
   std::function<double(const Values&)> loss = {};
   std::vector<std::pair<std::string, std::string>> gradients = {};
 };
+
+/// The case with all tensors in float64, but for the `scale` and `guard` of updates, which are float32.
+inline OpCase in_float64(OpCase op_case) {
+  for (Operand& operand : op_case.operands) {
+    operand.half = false;
+    operand.wide = operand.name != "scale" && operand.name != "guard";
+  }
+  op_case.name += ",f64";
+  op_case.tolerance = std::min(op_case.tolerance, 1e-12);
+  op_case.bytes *= 2;
+  return op_case;
+}
 
 /// "op/B=1,T=2,C=3"
 inline std::string case_name(std::string op, std::initializer_list<std::pair<const char*, int64_t>> sizes) {
