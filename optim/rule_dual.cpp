@@ -8,7 +8,9 @@
 PolarMethod read_polar(Keyed& keys, const char* fallback) {
   const std::string text = keys.text("ns", fallback);
   const int steps = static_cast<int>(keys.integer("steps", 0, 0, 100));  // 0: the method's own
-  return polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  PolarMethod method = polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  method.eps = keys.number("ns_eps", 0, 0, 1);
+  return method;
 }
 
 bool DualRule::matrices_only() const {
@@ -31,7 +33,7 @@ Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) c
     dualize(ctx, {.out = block.grad, .g = block.grad, .norm = parts_.norm, .transposed = group.transposed});
   if (parts_.radius != 1)
     for (const Block& block : group.blocks)
-      smooth(ctx, {.u = block.grad, .g = block.grad, .gain = static_cast<float>(parts_.radius)});
+      smooth(ctx, {.u = block.grad, .g = block.grad, .gain = parts_.radius});
   return measured;
 }
 
@@ -67,7 +69,7 @@ Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, c
     const Tensor factor = batch[static_cast<int64_t>(i)];
     // <m, u> is the dual norm for exact polar factors, and what the step really achieves for others.
     if (step.measure) measured.dual += scale / parts_.radius * dot(ctx, blocks[i].grad, factor);
-    list.push_back({.u = blocks[i].grad, .g = factor, .gain = static_cast<float>(scale)});
+    list.push_back({.u = blocks[i].grad, .g = factor, .gain = scale});
   }
   smooth(ctx, list);
   return measured;
@@ -76,7 +78,7 @@ Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, c
 void DualRule::refine(Context&, std::span<const Block>, const Tensor&) const {}
 
 int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
-  if (!is_spectral(parts_.norm)) return norm_scratch_bytes(ctx, parts_.norm, group.shape);
+  if (!is_spectral(parts_.norm)) return norm_scratch_bytes(ctx, parts_.norm, group.shape, group.dtype);
   const Shape batch = batch_shape(ctx, group);
   const DType dtype = batch_dtype(ctx, group);
   return dtype_bytes(dtype) * batch.size() +
@@ -84,7 +86,7 @@ int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
 }
 
 DType DualRule::batch_dtype(const Context& ctx, const Group& group) const {
-  if (group.dtype == DType::f64 || parts_.polar.on_host()) return group.dtype;
+  if (group.dtype == DType::f64 || !parts_.polar.bears_bf16()) return group.dtype;
   return ctx.dtype;
 }
 

@@ -9,7 +9,8 @@
 
 #include "optim/rule.h"
 
-/// Reads the keys ns and steps: how to compute polar factors.
+/// Reads the keys ns, steps and ns_eps: how to compute polar factors (polar_method.h). ns_eps is not called
+/// eps, because rules that divide by second moments have that.
 PolarMethod read_polar(Keyed& keys, const char* fallback);
 
 class DualRule : public Rule {
@@ -23,7 +24,7 @@ class DualRule : public Rule {
 
   Norm norm() const override { return parts_.norm; }
   bool matrices_only() const override;
-  bool waits() const override { return is_spectral(parts_.norm) && parts_.polar.on_host(); }
+  bool waits() const override { return on_host(parts_.norm, &parts_.polar); }
   std::vector<StateSpec> state(const Shape& block) const override { return parts_.smoothing.state(block); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override;
