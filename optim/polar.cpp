@@ -103,10 +103,11 @@ void polynomial(Context& ctx, const Quintic& step, const Tensor& small, const Te
       ctx, {.c = small, .a = r, .b = r, .addend = r, .alpha = step.c, .beta = step.b, .symmetric = true});
 }
 
-/// x <- diag(s) x with s_i = 1 / sqrt(sum_j |(x x^T)_ij|) for every matrix; x diag(s) for tall x.
+/// x <- diag(s) x / safety with s_i = 1 / sqrt(sum_j |(x x^T)_ij|) for every matrix; x diag(s) for tall x.
 void scale_almost_orthogonal(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
   const int64_t batch = x.shape[0], n = plan.n;
+  const double factor = 1 / plan.method.safety;
   const Tensor gram = frame.tensor({batch, n, n}, plan.wide()),
                scales = frame.tensor({batch, n}, plan.wide());
   gram_of(ctx, plan, gram, x);
@@ -114,9 +115,10 @@ void scale_almost_orthogonal(Context& ctx, const Plan& plan, const Tensor& x) {
   power(ctx, {.y = scales, .x = scales, .exponent = -0.5});
   if (!plan.tall) {
     const Tensor rows = x.view({batch * n, plan.m});
-    return scale_rows(ctx, {.y = rows, .x = rows, .scales = scales.view({batch * n})});
+    return scale_rows(ctx, {.y = rows, .x = rows, .scales = scales.view({batch * n}), .factor = factor});
   }
-  for (int64_t i = 0; i < batch; ++i) scale_cols(ctx, {.y = x[i], .x = x[i], .scales = scales[i]});
+  for (int64_t i = 0; i < batch; ++i)
+    scale_cols(ctx, {.y = x[i], .x = x[i], .scales = scales[i], .factor = factor});
 }
 
 /// y = what the method starts from: x / (safety ||x||_F + eps), perhaps scaled by AOL, for every matrix.

@@ -32,10 +32,10 @@ Band polar_band(const PolarMethod& method, double least) {
   return polar_band(method.steps, {least / method.safety, 1 / method.safety});
 }
 
-int steps_within(const PolarRow& row, double least, double within, int most) {
-  Band band{least / row.safety, 1 / row.safety};
+int steps_within(const PolarSchedule& schedule, double least, double within, int most) {
+  Band band{least / schedule.safety, 1 / schedule.safety};
   for (int k = 0; k < most; ++k) {
-    band = image(row.steps[std::min(static_cast<size_t>(k), row.steps.size() - 1)], band);
+    band = image(schedule.steps[std::min(static_cast<size_t>(k), schedule.steps.size() - 1)], band);
     if (band.low >= 1 - within && band.high <= 1 + within) return k + 1;
   }
   return 0;

@@ -38,11 +38,12 @@
 // refused.
 //
 // AOL (almost-orthogonal scaling, Prach & Lampert, arXiv 2208.03160): for the Gram matrix A = X X^T of the
-// smaller side (of the rows, when X is square), X <- diag(s) X with s_i = 1 / sqrt(sum_j |A_ij|), the columns
-// of a tall X likewise. Then ||X||_2 <= 1: diag(s) A diag(s) is similar to diag(s)^2 A, whose absolute row
-// sums are 1. Singular values are larger than after a division by ||X||_F alone, so fewer steps do. Price:
-// the result is the polar factor of diag(s) X. That is close to the polar factor of X when rows are nearly
-// orthogonal, and something else when they are not.
+// smaller side (of the rows, when X is square), X <- diag(s) X / 1.17 with s_i = 1 / sqrt(sum_j |A_ij|), the
+// columns of a tall X likewise. Then ||X||_2 <= 1 / 1.17: diag(s) A diag(s) is similar to diag(s)^2 A, whose
+// absolute row sums are 1. Singular values are larger than after a division by ||X||_F alone, so fewer steps
+// do. Price: the result is the polar factor of diag(s) X. That is the one of X when the rows are orthogonal,
+// close to it when they nearly are, and something else when they are not. 1.17 is ours: the first polynomial
+// is negative from 0.884 on, so that without it orthogonal rows would come out with the wrong sign.
 //
 // newton squares X, so small directions do not reach 1: x becomes x / sqrt(x^2 + d ||X X^T||_F) with the
 // damping d of inverse_root.h, 2e-6 in f32 and 4e-15 in f64: half-way at 1.4e-3 ||X||_F or below in f32. 30

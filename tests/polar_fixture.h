@@ -43,7 +43,8 @@ Matrix64 start_of(const MatrixOf<T>& x, const PolarMethod& method) {
   for (int64_t i = 0; i < gram.rows; ++i) {
     double sum = 0;
     for (int64_t j = 0; j < gram.cols; ++j) sum += std::fabs(gram(i, j));
-    for (int64_t j = 0; j < (tall ? y.rows : y.cols); ++j) (tall ? y(j, i) : y(i, j)) /= std::sqrt(sum);
+    for (int64_t j = 0; j < (tall ? y.rows : y.cols); ++j)
+      (tall ? y(j, i) : y(i, j)) /= std::sqrt(sum) * method.safety;
   }
   return y;
 }

@@ -54,8 +54,8 @@ TEST(PolarTable, BandsAsExpected) {
     for (const auto& [from, expected] : optim_golden().at("ns_bands").at(name).items()) {
       const Band band = polar_band(polar_method(method), std::stod(from.substr(3)));
       // Theirs is of a fine grid, so it lies inside.
-      EXPECT_NEAR(band.low, expected.at(0), 1e-6) << name << " " << from;
-      EXPECT_NEAR(band.high, expected.at(1), 1e-6) << name << " " << from;
+      EXPECT_NEAR(band.low, expected.at(0), 2e-5) << name << " " << from;
+      EXPECT_NEAR(band.high, expected.at(1), 2e-5) << name << " " << from;
       EXPECT_LE(band.low, expected.at(0).get<double>() + 1e-12) << name << " " << from;
       EXPECT_GE(band.high, expected.at(1).get<double>() - 1e-12) << name << " " << from;
     }
@@ -81,7 +81,7 @@ TEST(PolarTable, BandsAgainstAGrid) {
 TEST(PolarTable, StepsWithinABand) {
   for (const PolarRow& row : polar_rows()) {
     if (row.steps.empty()) continue;
-    const int steps = steps_within(row, 1e-3, 0.05);
+    const int steps = steps_within({row.steps, row.safety}, 1e-3, 0.05);
     if (steps == 0) {  // Keller's steps never settle, as those sets that end with a step of another kind
       const Band band = polar_band(polar_method(row.name, 100), 1e-3);
       EXPECT_TRUE(band.low < 0.95 || band.high > 1.05) << row.name;
@@ -94,7 +94,7 @@ TEST(PolarTable, StepsWithinABand) {
   }
   const auto steps = [](const char* name) {
     for (const PolarRow& row : polar_rows())
-      if (std::string(row.name) == name) return steps_within(row, 1e-3, 0.05);
+      if (std::string(row.name) == name) return steps_within({row.steps, row.safety}, 1e-3, 0.05);
     return -1;
   };
   EXPECT_EQ(steps("keller5"), 0);
@@ -102,6 +102,22 @@ TEST(PolarTable, StepsWithinABand) {
   EXPECT_GT(steps("cubic"), steps("quintic12"));
   EXPECT_GT(steps("quintic12"), steps("polar-express8"));
   EXPECT_GT(steps("polar-express8"), 4);
+}
+
+// Also when cut short or prolonged, no set of the table leaves [0, 2], which is what is refused.
+TEST(PolarTable, EverySetIsSaneForAnyNumberOfSteps) {
+  for (const PolarRow& row : polar_rows())
+    for (int steps = 1; steps <= 30 && !row.steps.empty(); ++steps)
+      EXPECT_NO_THROW(polar_method(row.name, steps)) << row.name << " " << steps;
+}
+
+// The first of aol4's polynomials is negative from 0.884 on, where AOL takes orthogonal rows: the wrong sign.
+// Hence its division by 1.17.
+TEST(PolarTable, AolNeedsItsSafety) {
+  const PolarMethod aol = polar_method("aol4");
+  EXPECT_LT(polar_band(aol.steps, {1e-3, 1}).low, -1);
+  EXPECT_GT(polar_band(aol, 0.3).low, 0.98);
+  EXPECT_LT(polar_band(aol, 0.3).high, 1.02);
 }
 
 TEST(PolarTable, CoefficientsOfTheUser) {
@@ -126,11 +142,12 @@ TEST(PolarTable, CoefficientsOfTheUser) {
   };
   refused("kellner5", "choose coefficients");
   refused("", "no name");
+  refused("x1.5:-0.5", "key=value");
   refused("svd", "takes no steps", 3);
   refused("sketch:rank=x", "rank");
   refused("keller5:rank=3", "unknown key");
-  for (const char* bad : {"1.5", "1.5:", "1:2:3:4", "0x1.5:-0.5", "x1.5:-0.5", "1.5:-0.5+", "1.5:nan",
-                          "1.5:-0.5,2", "99999x1.5:-0.5", "-", "1e999:1"})
+  for (const char* bad : {"1.5", "1.5:", "1:2:3:4", "0x1.5:-0.5", "1.5:-0.5+", "1.5:nan", "1.5:-0.5,2",
+                          "99999x1.5:-0.5", "-", "1e999:1"})
     refused(bad, "not a step");
   refused("3:-0.5", "choose coefficients that stay");      // 1 -> 2.5
   refused("5x4:-6:2.9", "choose coefficients that stay");  // too steep: runs away
@@ -236,13 +253,13 @@ TEST(Polar, AlmostOrthogonalScaling) {
   Matrix64 rows = exact_polar(ctx, as<double>(random_matrix(6, 20, 1)));
   for (int64_t i = 0; i < 6; ++i)
     for (int64_t j = 0; j < 20; ++j) rows(i, j) *= std::pow(10.0, -static_cast<double>(i));
-  const double one = aol.apply(1);
+  const double one = aol.apply(1 / aol.safety);
   EXPECT_LT(deviation(polar_of(ctx, rows, aol), scaled(exact_polar(ctx, rows), one)), 1e-9);
   for (const auto& [m, n] : {std::pair{15, 15}, {15, 40}, {40, 15}})
     for (uint32_t seed = 0; seed < 20; ++seed) {
       const Matrix64 x = as<double>(random_matrix(m, n, seed));
       Matrix64 start = start_of(x, aol);
-      EXPECT_LE(norm(ctx, {NormKind::l2_l2}, start.tensor()), 1 + 1e-12);
+      EXPECT_LE(norm(ctx, {NormKind::l2_l2}, start.tensor()), 1 / aol.safety + 1e-12);
       EXPECT_GT(norm(ctx, {NormKind::l2_l2}, start.tensor()), 0.3);
     }
 }
