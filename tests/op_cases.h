@@ -121,7 +121,7 @@ inline std::vector<OpCase> test_cases() {
   for (const auto& [B, T, NH, HS] :
        {std::array<int64_t, 4>{1, 1, 1, 3}, {2, 7, 3, 4}, {1, 70, 2, 20}, {1, 66, 1, 80}}) {
     // On a GPU, heads of 64 and 128 in bf16 round inside too: test_gpu_attention.cpp has bounds for that.
-    add(attention_forward_case(B, T, NH, HS));
+    for (bool row_max : {false, true}) add(attention_forward_case(B, T, NH, HS, attention_forward, row_max));
     add(attention_backward_case(B, T, NH, HS));
   }
   add(add_diagonal_case(1, 1));
