@@ -96,10 +96,15 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
   return chosen;
 }
 
+QkClipOptions choose_qk_clip(const TrainOptions& options) {
+  return parse_qk_clip("--qk-clip", options.qk_clip);
+}
+
 nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config,
                             const OptimizerOptions& optimizer, uint64_t data_fingerprint) {
   nlohmann::json rules = nlohmann::json::object();
   for (const auto& [role, rule] : optimizer.rules) rules[role_name(role)] = rule;
+  const QkClipOptions qk_clip = choose_qk_clip(options);
   return {{"layers", config.L},
           {"heads", config.NH},
           {"channels", config.C},
@@ -113,6 +118,7 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
           {"rules", rules},
           {"schedule", optimizer.schedule.str()},
           {"grad_clip", optimizer.grad_clip},
+          {"qk_clip", qk_clip.on() ? nlohmann::json(qk_clip.str()) : nlohmann::json()},  // null: off
           {"sharpness", optimizer.sharpness}};
 }
 
