@@ -262,10 +262,10 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"shuffle", o.shuffle},
           {"val_every", o.val_every},
           {"val_tokens", o.val_tokens},
+          {"qk_clip", o.qk_clip},
           {"recipe", o.recipe},
           {"rules", rules},
           {"schedule", o.schedule},
           {"grad_clip", o.grad_clip},
-          {"qk_clip", o.qk_clip},
           {"sharpness", o.sharpness}};
 }

@@ -35,11 +35,11 @@ struct TrainOptions {
   int64_t sample_tokens = 256;
   int64_t checkpoint_every = 0;  // steps; 0: only after the last
   int64_t keep = 2;              // newest checkpoints to keep; 0: all
+  std::string qk_clip;           // TAU[:alpha=A], a bound on attention logits; empty: off
   std::string recipe = "muon";
   std::map<Role, std::string> rules;  // what the user set; the recipe fills in the rest
   std::string schedule;               // NAME[:key=value,...]; empty: the recipe's
   double grad_clip = -1;              // global gradient norm; 0: off; negative: the recipe's
-  std::string qk_clip;                // TAU[:alpha=A], a bound on attention logits; empty: off
   double sharpness = 0;               // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
 
   int64_t rows() const { return batch_size * grad_accum; }  // of the global batch

@@ -15,21 +15,21 @@ class QkClipProgram : public ProgramTest {
   }
   void check_resume(const Words& machine) {
     prepare();
-    Words more = {"--qk-clip",    "0.05", "--steps",      "6", "--val-every", "3",
+    Words more = {"--qk-clip",    "0.05", "--steps",      "4", "--val-every", "4",
                   "--grad-accum", "2",    "--batch-size", "2"};
     more.insert(more.end(), machine.begin(), machine.end());
     const Result whole = run(train("whole", more));
     ASSERT_EQ(whole.status, 0) << whole.err;
     more.insert(more.end(), {"--checkpoint-every", "2"});
     ASSERT_EQ(run(train("parts", more)).status, 0);
-    fs::remove_all(path("parts/checkpoints/step-00000006"));
+    fs::remove_all(path("parts/checkpoints/step-00000004"));
     more.push_back("--resume");
     const Result resumed = run(train("parts", more));
     ASSERT_EQ(resumed.status, 0) << resumed.err;
-    EXPECT_NE(resumed.out.find("resuming after step 4"), std::string::npos) << resumed.out;
-    expect_same_checkpoint("whole", "parts", "step-00000006");
+    EXPECT_NE(resumed.out.find("resuming after step 2"), std::string::npos) << resumed.out;
+    expect_same_checkpoint("whole", "parts", "step-00000004");
     EXPECT_EQ(losses("whole"), losses("parts"));
-    EXPECT_EQ(max_logits("whole").size(), 6u);
+    EXPECT_EQ(max_logits("whole").size(), 4u);
     EXPECT_EQ(max_logits("whole"), max_logits("parts"));
   }
 };
@@ -56,15 +56,15 @@ TEST_F(QkClipOnCpu, HoldsTheLogitsAndLogsThem) {
   ASSERT_EQ(free.size(), 12u);
   ASSERT_EQ(held.size(), 12u);
   EXPECT_EQ(held[0], free[0]);  // what the first step saw
-  EXPECT_GT(free.back(), 0.5);
-  EXPECT_LT(held.back(), 0.5 * free.back());
+  EXPECT_GT(free.back(), 0.12);
+  for (size_t i = 1; i < held.size(); ++i) EXPECT_LT(held[i], 0.1) << i;  // a step adds a little to 0.05
   EXPECT_NE(losses("clipped"), losses("plain"));
 }
 
 TEST_F(QkClipOnCpu, ResumeEqualsTheUninterruptedRun) {
   check_resume({});
   Words other = train(
-      "parts", {"--steps", "6", "--val-every", "3", "--grad-accum", "2", "--batch-size", "2", "--resume"});
+      "parts", {"--steps", "4", "--val-every", "4", "--grad-accum", "2", "--batch-size", "2", "--resume"});
   expect_error(other, 1, {"qk_clip", "state.json"});
   other.insert(other.end(), {"--qk-clip", "0.06"});
   expect_error(other, 1, {"qk_clip", "0.06", "0.05"});
