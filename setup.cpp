@@ -104,22 +104,21 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
                             const OptimizerOptions& optimizer, uint64_t data_fingerprint) {
   nlohmann::json rules = nlohmann::json::object();
   for (const auto& [role, rule] : optimizer.rules) rules[role_name(role)] = rule;
-  return {
-      {"layers", config.L},
-      {"heads", config.NH},
-      {"channels", config.C},
-      {"positions", config.positions},
-      {"vocab_size", config.V},
-      {"seq_len", options.seq_len},
-      {"rows", options.rows()},
-      {"seed", options.seed},
-      {"shuffle", options.shuffle},
-      {"data_fingerprint", data_fingerprint},
-      {"qk_clip", options.qk_clip.empty() ? nlohmann::json() : nlohmann::json(choose_qk_clip(options).str())},
-      {"rules", rules},
-      {"schedule", optimizer.schedule.str()},
-      {"grad_clip", optimizer.grad_clip},
-      {"sharpness", optimizer.sharpness}};
+  return {{"layers", config.L},
+          {"heads", config.NH},
+          {"channels", config.C},
+          {"positions", config.positions},
+          {"vocab_size", config.V},
+          {"seq_len", options.seq_len},
+          {"rows", options.rows()},
+          {"seed", options.seed},
+          {"shuffle", options.shuffle},
+          {"data_fingerprint", data_fingerprint},
+          {"qk_clip", choose_qk_clip(options).str()},
+          {"rules", rules},
+          {"schedule", optimizer.schedule.str()},
+          {"grad_clip", optimizer.grad_clip},
+          {"sharpness", optimizer.sharpness}};
 }
 
 nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,
