@@ -101,16 +101,18 @@ void Run::finish(const Enqueued& step) {
   const double speed = static_cast<double>(tokens) / seconds;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * speed;
   const double floor = floor_seconds(model.config(), options.seq_len, model.context().dtype, tokens, rates);
-  log.write({{"type", "train"},
-             {"step", step.step},
-             {"tokens", step.step * tokens},
-             {"loss", loss},
-             {"grad_norm", report.grad_norm},
-             {"lr", report.lr},
-             {"step_ms", seconds * 1e3},
-             {"tokens_per_second", speed},
-             {"mfu", flops / rates.flops},
-             {"speed_of_light", floor / seconds}});
+  nlohmann::ordered_json line = {{"type", "train"},
+                                 {"step", step.step},
+                                 {"tokens", step.step * tokens},
+                                 {"loss", loss},
+                                 {"grad_norm", report.grad_norm},
+                                 {"lr", report.lr},
+                                 {"step_ms", seconds * 1e3},
+                                 {"tokens_per_second", speed},
+                                 {"mfu", flops / rates.flops},
+                                 {"speed_of_light", floor / seconds}};
+  if (report.eta > 0) line["eta"] = report.eta;
+  log.write(line);
   progress.update({step.step + 1, loss, state.val_loss, speed});
 }
 
