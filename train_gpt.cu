@@ -115,6 +115,7 @@ void Run::finish(const Enqueued& step) {
                                  {"mfu", flops / rates.flops},
                                  {"speed_of_light", floor / seconds}};
   if (qk_clip != nullptr) line["max_logit"] = qk_clip->max_logit(step.clip);
+  if (report.eta > 0) line["eta"] = report.eta;
   log.write(line);
   progress.update({step.step + 1, loss, state.val_loss, speed});
 }

@@ -15,6 +15,7 @@ std::unique_ptr<Rule> make_spectral(Keyed& keys);
 std::unique_ptr<Rule> make_rownorm(Keyed& keys);
 std::unique_ptr<Rule> make_colnorm(Keyed& keys);
 std::unique_ptr<Rule> make_steepest(Keyed& keys);
+std::unique_ptr<Rule> make_prodigy(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -27,6 +28,7 @@ constexpr RuleEntry kRules[] = {
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
+    {"prodigy", "Adam with a step size that finds itself, the escape velocity; for anything", make_prodigy},
 };
 }  // namespace
 
