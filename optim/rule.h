@@ -103,8 +103,8 @@ class Rule {
   /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
   /// multiplied by the velocity.
   virtual std::optional<EscapeOptions> escapes() const { return std::nullopt; }
-  /// State per block of this shape.
-  virtual std::vector<StateSpec> state(const Shape& block) const = 0;
+  /// State per block of a group; its blocks need not be filled in.
+  virtual std::vector<StateSpec> state(const Group& group) const = 0;
   /// Scratch that prepare() and direction() take from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
   /// Of rules that escape(): called for all groups before any direction(), updates the state and returns the

@@ -27,10 +27,10 @@ class Adam final : public Rule {
   Norm norm() const override { return {NormKind::l1_linf}; }
   std::string describe() const override { return "l1-linf, smoothed"; }
 
-  std::vector<StateSpec> state(const Shape& block) const override {
+  std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
-    if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
-    if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+    if (beta1_ > 0) specs.push_back({.name = "m", .shape = group.shape});
+    if (beta2_ > 0) specs.push_back({.name = "v", .shape = group.shape});
     return specs;
   }
 

@@ -24,7 +24,9 @@ class DualRule : public Rule {
   Norm norm() const override { return parts_.norm; }
   bool matrices_only() const override;
   bool waits() const override { return is_spectral(parts_.norm) && parts_.polar.on_host(); }
-  std::vector<StateSpec> state(const Shape& block) const override { return parts_.smoothing.state(block); }
+  std::vector<StateSpec> state(const Group& group) const override {
+    return parts_.smoothing.state(group.shape);
+  }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override;
 

@@ -27,7 +27,8 @@ class RuleDriverOf {
     const auto count = static_cast<int64_t>(weights.size());
     const Shape shape{weights.at(0).rows, weights.at(0).cols};
     const DType dtype = dtype_of<T>();
-    auto specs = rule_->state(shape);
+    group_ = {.shape = shape, .transposed = transposed, .blocks = {}, .dtype = dtype};
+    auto specs = rule_->state(group_);
     if (rule_->hyperball()) specs.push_back({.name = "radius", .shape = {}});
     std::vector<Tensor> states(specs.size());
     Tensor anchors;
@@ -36,7 +37,6 @@ class RuleDriverOf {
     arena_.add(&anchors, dtype, {count, shape[0], shape[1]});
     for (size_t k = 0; k < specs.size(); ++k) arena_.add(&states[k], dtype, {count, specs[k].shape.size()});
     arena_.allocate(ctx_);
-    group_ = {.shape = shape, .transposed = transposed, .blocks = {}, .dtype = dtype};
     for (int64_t i = 0; i < count; ++i) {
       upload(ctx_, weights_[i], weights[static_cast<size_t>(i)]);
       upload(ctx_, anchors[i], weights[static_cast<size_t>(i)]);
