@@ -20,7 +20,7 @@ WARN     := -Wall -Wextra -Werror
 MATH     := -fno-math-errno -fno-trapping-math
 CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(EXTRA)
 LDFLAGS   = -fopenmp $(EXTRA)
-LDLIBS   := -ldnnl -llapack -lfmt
+LDLIBS   := -ldnnl -llapack -lblas -lfmt
 
 LIB_SOURCES  ?= $(wildcard *.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
 TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))

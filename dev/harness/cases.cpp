@@ -167,16 +167,22 @@ const std::vector<Maker>& makers() {
       {{"sums_of_squares", "count,n", ""},
        [](Sizes& s, V) { return sums_of_squares_case(s["count"], s["n"]); }},
       {{"mean", "n", "accumulate"}, [](Sizes& s, V) { return mean_case(s["n"], s.word("accumulate")); }},
-      {{"smooth", "count,n", "mean nesterov half_u half_g"},
+      {{"smooth", "count,n", "mean nesterov half_u half_g into sgd lion sign"},
        [](Sizes& s, V) {
+         if (s.word("into"))
+           return smooth_into_case(s["count"], s["n"],
+                                   s.word("lion")       ? SmoothRule::lion
+                                   : s.word("sign")     ? SmoothRule::sign
+                                   : s.word("nesterov") ? SmoothRule::nesterov
+                                                        : SmoothRule::sgd);
          const bool nesterov = s.word("nesterov"), remember = s.word("mean") || nesterov;
          const HalfSmooth half = s.word("half_u")   ? HalfSmooth::u
                                  : s.word("half_g") ? HalfSmooth::g
                                                     : HalfSmooth::none;
          return smooth_case(s["count"], s["n"], remember, nesterov, half);
        }},
-      {{"adam_direction", "count,n", "m v"},
-       [](Sizes& s, V) { return adam_case(s["count"], s["n"], s.word("m"), s.word("v")); }},
+      {{"adam_direction", "count,n", "m v into"},
+       [](Sizes& s, V) { return adam_case(s["count"], s["n"], s.word("m"), s.word("v"), s.word("into")); }},
       {{"sign", "count,n", ""}, [](Sizes& s, V) { return sign_case(s["count"], s["n"]); }},
       {{"apply_update", "count,n", "cautious"},
        [](Sizes& s, V) { return apply_update_case(s["count"], s["n"], s.word("cautious")); }},
