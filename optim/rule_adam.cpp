@@ -45,13 +45,13 @@ class Adam final : public Rule {
     for (const Block& block : group.blocks) {
       list.push_back({.u = block.grad,
                       .m = beta1_ > 0 ? block.state.front() : Tensor{},
-                      .v = beta2_ > 0 ? block.state.back() : Tensor{},
+                      .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 1 : 0] : Tensor{},
                       .g = block.grad,
-                      .beta1 = static_cast<float>(beta1_),
-                      .beta2 = static_cast<float>(beta2_),
-                      .eps = static_cast<float>(eps_),
-                      .correction1 = static_cast<float>(correction1),
-                      .correction2 = static_cast<float>(correction2),
+                      .beta1 = beta1_,
+                      .beta2 = beta2_,
+                      .eps = eps_,
+                      .correction1 = correction1,
+                      .correction2 = correction2,
                       .scale = step.grad_scale});
     }
     if (step.measure && beta1_ == 0) {  // g is what it takes the smoothed sign of

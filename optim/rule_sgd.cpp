@@ -22,9 +22,7 @@ class Sgd final : public Rule {
 
   Norm norm() const override { return norm_; }
   std::string describe() const override { return norm_name(norm_) + (normalize_ ? "" : ", step 1/lr"); }
-  std::vector<StateSpec> state(const Group& group) const override {
-    return smoothing_.state(group.shape);
-  }
+  std::vector<StateSpec> state(const Group& group) const override { return smoothing_.state(group.shape); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
     return norm_scratch_bytes(ctx, norm_, group.shape);
   }
