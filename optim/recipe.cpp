@@ -50,6 +50,16 @@ constexpr Recipe kRecipes[] = {
      .scalar = "scion:lr=0.00036,radius=10",
      .schedule = "wsd:cooldown=0.28",
      .grad_clip = 0},
+    {.name = "prodigy",
+     .help = "Prodigy everywhere: no learning rate to choose",
+     .hidden = "prodigy",
+     .embedding = "prodigy",
+     .position = "prodigy",
+     .head = "prodigy",
+     .vector = "prodigy",
+     .scalar = "prodigy",
+     .schedule = "cosine",
+     .grad_clip = 0},
 };
 }  // namespace
 

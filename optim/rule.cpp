@@ -20,6 +20,7 @@ std::unique_ptr<Rule> make_lion(Keyed& keys);
 std::unique_ptr<Rule> make_normuon(Keyed& keys);
 std::unique_ptr<Rule> make_scion(Keyed& keys);
 std::unique_ptr<Rule> make_dion(Keyed& keys);
+std::unique_ptr<Rule> make_prodigy(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -36,6 +37,7 @@ constexpr RuleEntry kRules[] = {
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
+    {"prodigy", "Adam with a step size that finds itself, the escape velocity; for anything", make_prodigy},
 };
 }  // namespace
 
@@ -102,24 +104,31 @@ std::vector<StateSpec> Smoothing::state(const Shape& block) const {
   return {{.name = "m", .shape = block}};
 }
 
-namespace {
-Smooth smooth_block(const Smoothing& how, const Block& block, const RuleStep& step) {
+Smooth Smoothing::operation(const Block& block, const RuleStep& step) const {
   return {.u = block.grad,
-          .m = how.beta == 0 ? Tensor{} : block.state[0],
+          .m = beta == 0 ? Tensor{} : block.state[0],
           .g = block.grad,
-          .beta = how.beta,
-          .gain = how.ema ? 1 - how.beta : 1,
+          .beta = beta,
+          .gain = ema ? 1 - beta : 1,
           .scale = step.grad_scale,
-          .nesterov = how.nesterov,
-          .look = how.look && how.beta != 0 ? std::optional(Look{.m = *how.look, .g = 1 - *how.look})
-                                            : std::nullopt};
+          .nesterov = nesterov,
+          .look = look && beta != 0 ? std::optional(Look{.m = *look, .g = 1 - *look}) : std::nullopt};
 }
-}  // namespace
+
+ApplyTo weight_of(const Block& block, const RuleStep& step) {
+  if (step.apply == nullptr) return {};
+  return {.w = block.weight,
+          .copy = block.compute,
+          .step = step.apply->step,
+          .decay = step.apply->decay,
+          .cautious = step.apply->cautious,
+          .guard = step.grad_scale};
+}
 
 void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const {
   if (beta == 0 && !step.clips) return;
   std::vector<Smooth> list;
-  for (const Block& block : blocks) list.push_back(smooth_block(*this, block, step));
+  for (const Block& block : blocks) list.push_back(operation(block, step));
   smooth(ctx, list);
 }
 
@@ -127,7 +136,7 @@ void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> 
                          const RuleStep& step) const {
   std::vector<Smooth> list;
   for (const Block& block : blocks) {
-    list.push_back(smooth_block(*this, block, step));
+    list.push_back(operation(block, step));
     list.back().u = to[static_cast<int64_t>(list.size()) - 1];
   }
   smooth(ctx, list);

@@ -27,6 +27,8 @@ class Adam final : public Rule {
   Norm norm() const override { return {NormKind::l1_linf}; }
   std::string describe() const override { return "l1-linf, smoothed"; }
 
+  bool fuses() const override { return true; }
+
   std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
     if (beta1_ > 0) specs.push_back({.name = "m", .shape = group.shape});
@@ -43,7 +45,7 @@ class Adam final : public Rule {
     std::vector<AdamDirection> list;
     Measured measured;
     for (const Block& block : group.blocks) {
-      list.push_back({.u = block.grad,
+      list.push_back({.u = step.apply != nullptr ? Tensor{} : block.grad,
                       .m = beta1_ > 0 ? block.state.front() : Tensor{},
                       .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 1 : 0] : Tensor{},
                       .g = block.grad,
@@ -52,7 +54,8 @@ class Adam final : public Rule {
                       .eps = eps_,
                       .correction1 = correction1,
                       .correction2 = correction2,
-                      .scale = step.grad_scale});
+                      .scale = step.grad_scale,
+                      .into = weight_of(block, step)});
     }
     if (step.measure && beta1_ == 0) {  // g is what it takes the smoothed sign of
       const double scale = step.clips ? *OnHost(ctx, step.grad_scale)->f32() : 1;

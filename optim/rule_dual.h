@@ -4,7 +4,8 @@
 //
 // muon, normuon, spectral, sign, signum, lion, colnorm, rownorm, scion and steepest differ in the norm, the
 // smoothing and the keys that they offer; their files say which. Polar factors of equal matrices are computed
-// as one batch, in bf16 where the model computes in bf16 (but for what runs on the host).
+// as one batch, in bf16 where the model computes in bf16 (but for what runs on the host). Signs are taken
+// while the gradient is smoothed.
 //
 // With a radius the norm that the rule descends under is norm() / radius: dual norms are those of norm(),
 // times the radius. A vector is a matrix of one column; its RMS->RMS norm is its RMS norm.
@@ -30,6 +31,7 @@ class DualRule : public Rule {
   Norm norm() const override { return parts_.norm; }
   bool matrices_only() const override;
   bool waits() const override { return is_spectral(parts_.norm) && parts_.polar.on_host(); }
+  bool fuses() const override { return parts_.norm.kind == NormKind::l1_linf; }
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
   }
@@ -54,8 +56,10 @@ class DualRule : public Rule {
   Shape batch_shape(const Context& ctx, const Group& group) const;
 
  private:
+  Measured signs(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral_batch(Context& ctx, const Factors& factors, const RuleStep& step) const;
+  void scale_by_radius(Context& ctx, const Group& group) const;
   DType batch_dtype(const Context& ctx, const Group& group) const;
   Norm norm_of(const Group& group) const;
 
