@@ -11,7 +11,9 @@
 PolarMethod read_polar(Keyed& keys, const char* fallback) {
   const std::string text = keys.text("ns", fallback);
   const int steps = static_cast<int>(keys.integer("steps", 0, 0, 100));  // 0: the method's own
-  return polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  PolarMethod method = polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  method.eps = keys.number("ns_eps", 0, 0, 1);
+  return method;
 }
 
 Norm read_norm(Keyed& keys, const char* fallback, bool (*family)(const Norm&), const char* legal) {
@@ -123,7 +125,7 @@ Norm DualRule::norm_of(const Group& group) const {
 
 int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
   const Norm norm = norm_of(group);
-  if (!is_spectral(norm)) return norm_scratch_bytes(ctx, norm, group.shape);
+  if (!is_spectral(norm)) return norm_scratch_bytes(ctx, norm, group.shape, group.dtype);
   const Shape batch = batch_shape(ctx, group);
   const DType dtype = batch_dtype(ctx, group);
   return dtype_bytes(dtype) * batch.size() +
@@ -131,7 +133,7 @@ int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
 }
 
 DType DualRule::batch_dtype(const Context& ctx, const Group& group) const {
-  if (group.dtype == DType::f64 || parts_.polar.on_host()) return group.dtype;
+  if (group.dtype == DType::f64 || !parts_.polar.bears_bf16()) return group.dtype;
   return ctx.dtype;
 }
 

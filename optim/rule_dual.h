@@ -13,7 +13,8 @@
 
 #include "optim/rule.h"
 
-/// Reads the keys ns and steps: how to compute polar factors.
+/// Reads the keys ns, steps and ns_eps: how to compute polar factors (polar_method.h). ns_eps is not called
+/// eps, because rules that divide by second moments have that.
 PolarMethod read_polar(Keyed& keys, const char* fallback);
 /// Reads the key norm. `family` says what it must be one of, `legal` the same in words; null: any norm.
 Norm read_norm(Keyed& keys, const char* fallback, bool (*family)(const Norm&) = nullptr,
@@ -30,7 +31,7 @@ class DualRule : public Rule {
 
   Norm norm() const override { return parts_.norm; }
   bool matrices_only() const override;
-  bool waits() const override { return is_spectral(parts_.norm) && parts_.polar.on_host(); }
+  bool waits() const override { return on_host(parts_.norm, &parts_.polar); }
   bool fuses() const override { return parts_.norm.kind == NormKind::l1_linf; }
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
