@@ -21,6 +21,7 @@
 #include "model/generate.h"
 #include "model/kernels/readback.h"
 #include "plan.h"
+#include "polar_tool.h"
 #include "run_log.h"
 #include "setup.h"
 
@@ -260,6 +261,8 @@ int run_command(const Options& options) {
       return run_evaluate(options.evaluate);
     case Command::info:
       return run_info(options.train);
+    case Command::polar:
+      return run_polar(options.polar);
   }
   return 2;
 }

@@ -12,7 +12,7 @@ class Program : public ProgramTest {
 TEST_F(Program, HelpNamesEveryCommand) {
   const Result result = run({"--help"});
   EXPECT_EQ(result.status, 0);
-  for (const char* command : {"prepare", "train", "generate", "evaluate", "info"}) {
+  for (const char* command : {"prepare", "train", "generate", "evaluate", "info", "polar"}) {
     EXPECT_NE(result.out.find(command), std::string::npos) << command;
     const Result help = run({command, "--help"});
     EXPECT_EQ(help.status, 0);
@@ -280,6 +280,32 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
   for (const char* part :
        {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
+}
+
+TEST_F(Program, PolarShowsBandsAndPicksSteps) {
+  const Result all = run({"polar", "--within", "0.05", "--plot", path("all.dat")});
+  ASSERT_EQ(all.status, 0) << all.err;
+  for (const char* part : {"keller5", "485", "0.470544 .. 1.202369", "polar-express", "0.846647 .. 1.141127",
+                           "quintic12", "never: 100 steps leave", "all.dat"})
+    EXPECT_NE(all.out.find(part), std::string::npos) << part << "\n" << all.out;
+  const Result one = run({"polar", "--ns", "4x1.5:-0.5", "--least", "0.01", "--plot", path("one.dat")});
+  ASSERT_EQ(one.status, 0) << one.err;
+  EXPECT_NE(one.out.find("slope 5.0625"), std::string::npos) << one.out;
+  std::istringstream lines(read(path("one.dat")));
+  std::string header;
+  std::getline(lines, header);
+  EXPECT_EQ(header, "# x 1 2 3 4");
+  int points = 0;
+  for (double x, a, b, c, d; lines >> x >> a >> b >> c >> d; ++points) {
+    EXPECT_NEAR(a, 1.5 * x - 0.5 * x * x * x, 1e-7);
+    EXPECT_GE(d, 5 * x > 1 ? 0.8 : 4 * x);
+  }
+  EXPECT_EQ(points, 1001);
+  expect_error({"polar", "--ns", "svd"}, 2, {"svd", "--ns"});
+  expect_error({"polar", "--ns", "keller"}, 2, {"keller", "keller5"});
+  expect_error({"polar", "--ns", "3:-0.5"}, 2, {"3:-0.5", "[0, 2]"});
+  expect_error({"polar", "--least", "0"}, 2, {"--least"});
+  expect_error({"polar", "--plot", path("no/such/folder.dat")}, 1, {"folder.dat"});
 }
 
 TEST_F(Program, AFullDiskKeepsTheOlderCheckpoint) {
