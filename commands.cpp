@@ -155,7 +155,7 @@ int run_info(const TrainOptions& options) {
   Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len,
             /*training=*/true);
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
-  print_plan(options, model, optimizer);
+  print_plan(options, model, optimizer, Telemetry(ctx, model.parameters(), optimizer, options.norms_every));
   fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}\n", "tensor", "role", "shape", "norm",
              "lr", "decay", "s", "rule");
   const std::vector<RowInfo> rows = optimizer.describe();
