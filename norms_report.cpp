@@ -51,9 +51,15 @@ std::string norms_table(const StepNorms& norms) {
       norms.sharpness);
   text += fmt::format("{:<28} {:<18} {:>9} {:>9} {:>9} {:>6} {:>9}  {}\n", "tensor", "norm", "||W||",
                       "||step||", "||G||dual", "align", "sharpness", "singular values of u");
-  for (const TensorNorms& t : norms.tensors)
+  int vectors = 0;
+  for (const TensorNorms& t : norms.tensors) {
+    if (t.role == Role::vector || t.role == Role::scalar) {
+      ++vectors;
+      continue;
+    }
     text += fmt::format("{:<28} {:<18} {:>9.3g} {:>9.3g} {:>9.3g} {:>6.3f} {:>9.3g}  {}\n", t.name,
                         norm_name(t.norm), t.weight, t.step, t.gradient_dual, t.alignment, t.sharpness,
                         band_text(t));
-  return text;
+  }
+  return text + fmt::format("and {} vectors, in log.jsonl\n", vectors);
 }

@@ -13,5 +13,5 @@
 /// Six significant digits; null where a number is undefined; no band where there is none.
 nlohmann::ordered_json norms_line(const StepNorms& norms);
 
-/// The same as lines of text, tensor by tensor.
+/// The same as lines of text, for all tensors but vectors.
 std::string norms_table(const StepNorms& norms);

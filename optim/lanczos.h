@@ -7,7 +7,7 @@
 //
 // so that A V = U B with B upper bidiagonal (alpha on its diagonal, beta beside it). The singular values of B
 // lie inside those of A: its largest is a lower estimate of A's largest, its smallest, min ||A v|| over a
-// subspace, an upper estimate of A's smallest. The largest is within 1e-3 for random matrices after 24 steps,
+// subspace, an upper estimate of A's smallest. The largest is within 1e-3 for random matrices after 32 steps,
 // much closer where singular values are spread; the smallest is close where all are, as after Newton-Schulz,
 // and far too high where A is singular and large. With min(rows, cols) steps both are exact to rounding.
 //
@@ -26,6 +26,6 @@ struct SingularBand {
 };
 
 /// The estimate for one matrix `a` (rows, cols), f32, from at most `steps` steps: two products each.
-SingularBand lanczos_band(Context& ctx, const Tensor& a, int steps = 24);
+SingularBand lanczos_band(Context& ctx, const Tensor& a, int steps = 32);
 /// Scratch of lanczos_band().
-int64_t lanczos_scratch_bytes(int64_t rows, int64_t cols, int steps = 24);
+int64_t lanczos_scratch_bytes(int64_t rows, int64_t cols, int steps = 32);

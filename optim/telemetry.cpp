@@ -10,12 +10,15 @@
 namespace {
 /// Polar Express rises fast, the convergent steps then end at 1: singular values above 1e-3 of the Frobenius
 /// norm reach it, and smaller ones hardly count in their sum.
-PolarMethod precise_polar() {
-  PolarMethod method = polar_method("polar-express", 5);
-  const PolarMethod end = polar_method("quintic12", 3);
-  method.name = "telemetry";
-  method.steps.insert(method.steps.end(), end.steps.begin(), end.steps.end());
-  return method;
+const PolarMethod& precise_polar() {
+  static const PolarMethod precise = [] {
+    PolarMethod method = polar_method("polar-express", 5);
+    const PolarMethod end = polar_method("quintic12", 3);
+    method.name = "precise";
+    method.steps.insert(method.steps.end(), end.steps.begin(), end.steps.end());
+    return method;
+  }();
+  return precise;
 }
 
 /// Matrix i of a parameter's tensor.
@@ -43,8 +46,21 @@ bool small(const Tensor& block) {
 }
 }  // namespace
 
+double nuclear_norm(Context& ctx, const Tensor& g) {
+  Scratch::Frame frame(ctx.scratch);
+  const Tensor factor = frame.tensor({1, g.shape[0], g.shape[1]});
+  smooth(ctx, {.u = factor, .g = g});
+  polar(ctx, {.x = factor, .method = precise_polar()});
+  return dot(ctx, g, factor[0]);
+}
+
+int64_t nuclear_norm_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols) {
+  return 4 * rows * cols + std::max(polar_scratch_bytes(ctx, {1, rows, cols}, DType::f32, precise_polar()),
+                                    whole_scratch_bytes());
+}
+
 Telemetry::Telemetry(Context& ctx, const ParameterTable& table, const Optimizer& optimizer, int64_t every)
-    : ctx_(ctx), optimizer_(optimizer), every_(every), polar_(precise_polar()) {
+    : ctx_(ctx), optimizer_(optimizer), every_(every) {
   for (const Parameter& p : table) kept_.push_back({.parameter = &p, .change = {}, .gradient = {}});
   for (Kept& kept : kept_) {  // kept_ no longer grows: the arena keeps pointers to its tensors
     arena_.add(&kept.change, kept.parameter->shape);
@@ -63,18 +79,13 @@ int64_t Telemetry::scratch_bytes() const {
   int64_t bytes = whole_scratch_bytes();
   for (const RowStep& row : optimizer_.last_steps()) {
     const Parameter& p = *row.parameter;
-    if (p.is_matrix()) {
-      const int64_t rows = p.shape[0] / p.matrices, cols = p.shape[1];
-      if (std::min(rows, cols) <= kExactSide)
-        bytes = std::max(bytes, svd_scratch_bytes(ctx_, rows, cols));
-      else
-        bytes = std::max({bytes, lanczos_scratch_bytes(rows, cols),
-                          4 * rows * cols + whole_scratch_bytes() +
-                              polar_scratch_bytes(ctx_, {1, rows, cols}, DType::f32, polar_)});
-      if (!is_spectral(row.norm)) bytes = std::max(bytes, norm_scratch_bytes(ctx_, row.norm, {rows, cols}));
-    } else {
-      bytes = std::max(bytes, norm_scratch_bytes(ctx_, row.norm, p.shape));
-    }
+    const Shape block = p.is_matrix() ? Shape{p.shape[0] / p.matrices, p.shape[1]} : p.shape;
+    if (!is_spectral(row.norm)) bytes = std::max(bytes, norm_scratch_bytes(ctx_, row.norm, block));
+    if (!has_band(p, row.norm)) continue;
+    bytes = std::max(bytes, std::min(block[0], block[1]) <= kExactSide
+                                ? svd_scratch_bytes(ctx_, block[0], block[1])
+                                : std::max(lanczos_scratch_bytes(block[0], block[1]),
+                                           nuclear_norm_scratch_bytes(ctx_, block[0], block[1])));
   }
   return bytes;
 }
@@ -159,18 +170,10 @@ double Telemetry::dual_norm_of(const Norm& kind, const Tensor& tensor, const Par
   double sum = 0;
   for (int i = 0; i < p.matrices; ++i) {
     const Tensor block = block_of(tensor, i, p);
-    sum += is_spectral(kind) && !small(block) ? factor_of(kind, block, p) * nuclear_norm(block)
+    sum += is_spectral(kind) && !small(block) ? factor_of(kind, block, p) * nuclear_norm(ctx_, block)
                                               : dual_norm(ctx_, kind, block, p.stored_transposed());
   }
   return sum;
-}
-
-double Telemetry::nuclear_norm(const Tensor& block) {
-  Scratch::Frame frame(ctx_.scratch);
-  const Tensor factor = frame.tensor({1, block.shape[0], block.shape[1]});
-  smooth(ctx_, {.u = factor, .g = block});
-  polar(ctx_, {.x = factor, .method = polar_});
-  return dot(ctx_, block, factor[0]);
 }
 
 SingularBand Telemetry::band_of(const Tensor& block) {

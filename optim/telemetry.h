@@ -31,7 +31,7 @@
 //
 // A measured step moves the weights as any other, bit for bit. It takes a second forward and backward pass
 // and some products per matrix: singular values come from an SVD up to a smaller side of kExactSide, from
-// Lanczos beyond; nuclear norms are <G, polar(G)> there, by Newton-Schulz. It waits, so it is never in a CUDA
+// Lanczos beyond; nuclear norms are <G, polar(G)> there. It waits, so it is never in a CUDA
 // graph. Two copies of all parameters are kept when `every` > 0: W, later dW; and G.
 #pragma once
 
@@ -58,6 +58,11 @@ struct StepNorms {
   double loss = 0, loss_after = 0, predicted = 0, bound = 0, length = 0, sharpness = 0;
   std::vector<TensorNorms> tensors = {};  // in the order of the table
 };
+
+/// The nuclear norm of a matrix (rows, cols), f32, as <G, polar(G)> by Newton-Schulz: 1e-3 too small at most
+/// for singular values of any usual spread. Waits.
+double nuclear_norm(Context& ctx, const Tensor& g);
+int64_t nuclear_norm_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols);
 
 class Telemetry {
  public:
@@ -90,13 +95,11 @@ class Telemetry {
   TensorNorms all_but_sharpness(const Kept& kept, const RowStep& row);
   double norm_of(const Norm& norm, const Tensor& tensor, const Parameter& p);
   double dual_norm_of(const Norm& norm, const Tensor& tensor, const Parameter& p);
-  double nuclear_norm(const Tensor& block);
   SingularBand band_of(const Tensor& block);
 
   Context& ctx_;
   const Optimizer& optimizer_;
   int64_t every_;
-  PolarMethod polar_;  // for nuclear norms
   std::vector<Kept> kept_;
   Arena arena_{"telemetry"};
 };

@@ -15,7 +15,7 @@ class Lanczos : public testing::TestWithParam<Where> {
     host_.scratch.reserve(int64_t{64} << 20);
     ctx_.scratch.reserve(int64_t{1} << 20);
   }
-  SingularBand band(const Matrix& m, int steps = 24) {
+  SingularBand band(const Matrix& m, int steps = 32) {
     ctx_.scratch.reserve(lanczos_scratch_bytes(m.rows, m.cols, steps));
     Tensor a;
     Arena arena("test");
@@ -40,7 +40,7 @@ INSTANTIATE_TEST_SUITE_P(On, Lanczos,
 TEST_P(Lanczos, RandomMatrices) {
   uint32_t seed = 0;
   for (const auto& [rows, cols] :
-       std::vector<std::pair<int64_t, int64_t>>{{200, 200}, {300, 150}, {130, 390}}) {
+       std::vector<std::pair<int64_t, int64_t>>{{200, 200}, {300, 150}, {130, 390}, {450, 450}}) {
     const Matrix m = random_matrix(rows, cols, ++seed);
     const SingularBand found = band(m), want = exact(m);
     EXPECT_NEAR(found.high / want.high, 1, 1e-3) << rows << " x " << cols;
