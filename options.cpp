@@ -113,6 +113,8 @@ void add_optimizer(CLI::App& app, TrainOptions& o) {
   app.add_option("--schedule", o.schedule,
                  "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
   app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(number(0));
+  app.add_option("--qk-clip", o.qk_clip,
+                 "TAU[:alpha=0.5]: shrink q and k of heads with logits above TAU (MuonClip)");
   app.add_option("--sharpness", o.sharpness,
                  "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
       ->check(number(0));
@@ -276,6 +278,7 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"shuffle", o.shuffle},
           {"val_every", o.val_every},
           {"val_tokens", o.val_tokens},
+          {"qk_clip", o.qk_clip},
           {"recipe", o.recipe},
           {"rules", rules},
           {"set", o.overrides},

@@ -33,8 +33,9 @@ int64_t total(const std::vector<MemoryLine>& plan) {
 int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, const Telemetry& telemetry,
                       int64_t seq_len, int64_t memory) {
   const auto fits = [&](int64_t B) {
-    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true), optimizer,
-                             telemetry)) <= memory;
+    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true,
+                                 /*micro_batches=*/1, model.watches_logits()),
+                             optimizer, telemetry)) <= memory;
   };
   int64_t good = 0, bad = 1;
   while (bad < int64_t{1} << 20 && fits(bad)) good = bad, bad *= 2;
@@ -61,6 +62,10 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
              options.seq_len);
   fmt::print("memory     {:.1f} MiB of {:.1f}: {}\n", mebibytes(total(plan)), mebibytes(memory),
              lines.substr(2));
+  const QkClipOptions qk_clip = choose_qk_clip(options);
+  if (qk_clip.on())
+    fmt::print("qk-clip    heads whose attention logits exceed {:g}; q takes {:g} of the shrinking\n",
+               qk_clip.tau, qk_clip.alpha);
   std::fflush(stdout);
 }
 

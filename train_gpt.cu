@@ -41,6 +41,7 @@ struct Run {
   Gpt& model;
   Optimizer& optimizer;
   Telemetry& telemetry;
+  QkClip* const qk_clip;  // null without --qk-clip
   BatchReader& batches;
   const Loader& val_data;  // one row at a time
   RunLog& log;
@@ -50,7 +51,7 @@ struct Run {
   StepGraph graph{model.context(), optimizer.capturable()};
   Readback losses{model.context(), 1};
   struct Enqueued {
-    int64_t step, loss, report;  // tickets of what it will say
+    int64_t step, loss, report, clip;  // tickets of what it will say
     double start;
   };
   std::deque<Enqueued> enqueued = {};
@@ -81,6 +82,7 @@ void Run::enqueue_step() {
   };
   const auto update = [&](bool keep_directions) {
     optimizer.step(step, options.steps, keep_directions);
+    if (qk_clip != nullptr) qk_clip->step(optimizer.guard());
     losses.fetch(model.loss());
   };
   if (telemetry.due(step)) {
@@ -91,7 +93,8 @@ void Run::enqueue_step() {
       update(/*keep_directions=*/false);
     });
   }
-  enqueued.push_back({step, losses.mark(), optimizer.mark(), start});
+  enqueued.push_back(
+      {step, losses.mark(), optimizer.mark(), qk_clip != nullptr ? qk_clip->mark() : -1, start});
 }
 
 /// The same step with telemetry, which waits.
@@ -129,16 +132,19 @@ void Run::finish(const Enqueued& step) {
   const double speed = static_cast<double>(tokens) / seconds;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * speed;
   const double floor = floor_seconds(model.config(), options.seq_len, model.context().dtype, tokens, rates);
-  log.write({{"type", "train"},
-             {"step", step.step},
-             {"tokens", step.step * tokens},
-             {"loss", loss},
-             {"grad_norm", report.grad_norm},
-             {"lr", report.lr},
-             {"step_ms", seconds * 1e3},
-             {"tokens_per_second", speed},
-             {"mfu", flops / rates.flops},
-             {"speed_of_light", floor / seconds}});
+  nlohmann::ordered_json line = {{"type", "train"},
+                                 {"step", step.step},
+                                 {"tokens", step.step * tokens},
+                                 {"loss", loss},
+                                 {"grad_norm", report.grad_norm},
+                                 {"lr", report.lr},
+                                 {"step_ms", seconds * 1e3},
+                                 {"tokens_per_second", speed},
+                                 {"mfu", flops / rates.flops},
+                                 {"speed_of_light", floor / seconds}};
+  if (qk_clip != nullptr) line["max_logit"] = qk_clip->max_logit(step.clip);
+  if (report.eta > 0) line["eta"] = report.eta;
+  log.write(line);
   progress.update({step.step + 1, loss, state.val_loss, speed});
 }
 
@@ -200,7 +206,9 @@ int train(const TrainOptions& options) {
       {.rows = options.rows(), .T = options.seq_len, .shuffle = options.shuffle, .seed = options.seed});
   const Loader val_data(val_shards, {.rows = 1, .T = options.seq_len});
 
-  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true, options.grad_accum);
+  const QkClipOptions clip_options = choose_qk_clip(options);
+  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true, options.grad_accum,
+            /*watch_logits=*/clip_options.on());
   const OptimizerOptions rules = choose_optimizer(options, model.parameters());
   Optimizer optimizer(ctx, model.parameters(), rules);
   Telemetry telemetry(ctx, model.parameters(), optimizer, options.norms_every);
@@ -209,6 +217,8 @@ int train(const TrainOptions& options) {
   model.allocate();
   optimizer.allocate();
   telemetry.allocate();
+  std::optional<QkClip> qk_clip;
+  if (clip_options.on()) qk_clip.emplace(ctx, model.parameters(), model.max_logits(), clip_options);
 
   const nlohmann::json identity = run_identity(options, config, rules, train_shards.fingerprint());
   RunState state;
@@ -226,8 +236,10 @@ int train(const TrainOptions& options) {
   if (!resume_from) log.write(run_line(options, model, rules, rates));
   Progress progress(state.step, options.steps);
   BatchReader batches(train_data, state.step);
-  Run run{options,   tokenizer.get(), identity, rates, model,    optimizer,
-          telemetry, batches,         val_data, log,   progress, state};
+  Run run{options, tokenizer.get(), identity,  rates,
+          model,   optimizer,       telemetry, qk_clip ? &*qk_clip : nullptr,
+          batches, val_data,        log,       progress,
+          state};
 
   const InterruptGuard interrupt;
   const size_t behind =

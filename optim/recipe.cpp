@@ -37,6 +37,16 @@ constexpr Recipe kRecipes[] = {
      .scalar = "signum:lr=0.002,beta=0.9",
      .schedule = "wsd:cooldown=0.6",
      .grad_clip = 0},
+    {.name = "prodigy",
+     .help = "Prodigy everywhere: no learning rate to choose",
+     .hidden = "prodigy",
+     .embedding = "prodigy",
+     .position = "prodigy",
+     .head = "prodigy",
+     .vector = "prodigy",
+     .scalar = "prodigy",
+     .schedule = "cosine",
+     .grad_clip = 0},
 };
 }  // namespace
 

@@ -15,6 +15,7 @@ std::unique_ptr<Rule> make_spectral(Keyed& keys);
 std::unique_ptr<Rule> make_rownorm(Keyed& keys);
 std::unique_ptr<Rule> make_colnorm(Keyed& keys);
 std::unique_ptr<Rule> make_steepest(Keyed& keys);
+std::unique_ptr<Rule> make_prodigy(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -27,6 +28,7 @@ constexpr RuleEntry kRules[] = {
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
+    {"prodigy", "Adam with a step size that finds itself, the escape velocity; for anything", make_prodigy},
 };
 }  // namespace
 
@@ -86,22 +88,30 @@ std::vector<StateSpec> Smoothing::state(const Shape& block) const {
   return {{.name = "m", .shape = block}};
 }
 
-namespace {
-Smooth smooth_block(const Smoothing& how, const Block& block, const RuleStep& step) {
+Smooth Smoothing::operation(const Block& block, const RuleStep& step) const {
   return {.u = block.grad,
-          .m = how.beta == 0 ? Tensor{} : block.state[0],
+          .m = beta == 0 ? Tensor{} : block.state[0],
           .g = block.grad,
-          .beta = static_cast<float>(how.beta),
-          .gain = how.ema ? static_cast<float>(1 - how.beta) : 1.0f,
+          .beta = beta,
+          .gain = ema ? 1 - beta : 1,
           .scale = step.grad_scale,
-          .nesterov = how.nesterov};
+          .nesterov = nesterov};
 }
-}  // namespace
+
+ApplyTo weight_of(const Block& block, const RuleStep& step) {
+  if (step.apply == nullptr) return {};
+  return {.w = block.weight,
+          .copy = block.compute,
+          .step = step.apply->step,
+          .decay = step.apply->decay,
+          .cautious = step.apply->cautious,
+          .guard = step.grad_scale};
+}
 
 void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const {
   if (beta == 0 && !step.clips) return;
   std::vector<Smooth> list;
-  for (const Block& block : blocks) list.push_back(smooth_block(*this, block, step));
+  for (const Block& block : blocks) list.push_back(operation(block, step));
   smooth(ctx, list);
 }
 
@@ -109,7 +119,7 @@ void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> 
                          const RuleStep& step) const {
   std::vector<Smooth> list;
   for (const Block& block : blocks) {
-    list.push_back(smooth_block(*this, block, step));
+    list.push_back(operation(block, step));
     list.back().u = to[static_cast<int64_t>(list.size()) - 1];
   }
   smooth(ctx, list);

@@ -203,13 +203,15 @@ struct SmallModel {
   }
   std::vector<float> state() {
     std::vector<float> all;
-    for (const NamedTensor& tensor : optimizer.state()) append(all, tensor.value);
+    for (const NamedTensor& tensor : optimizer.state()) append(all, tensor.value, tensor.where);
     return all;
   }
 
  private:
-  void append(std::vector<float>& all, const Tensor& tensor) {
-    const Matrix m = download(ctx, tensor);
+  void append(std::vector<float>& all, const Tensor& tensor) { append(all, tensor, &ctx); }
+  void append(std::vector<float>& all, const Tensor& tensor, Context* where) {
+    Context host;
+    const Matrix m = download(where != nullptr ? *where : host, tensor);
     all.insert(all.end(), m.data.begin(), m.data.end());
   }
 };
