@@ -12,10 +12,10 @@
 //                  measures
 //   sharpness      <G'_l - G_l, dW_l> / ||dW_l||_l^2: the mean curvature of the loss along the step
 //
-// dW = W' - W is the true change of the weights: decay, hyperball and rounding included. G' is the gradient
-// on the same batch after the step, of all tensors at once: a tensor's sharpness contains what the steps of
-// the others did to its gradient. A fused q, k, v is a product of three matrices: norm and band are the
-// widest of its blocks', the dual norm their sum, so that Hoelder's inequality holds for the whole.
+// dW = W' - W is the true change of the weights: decay, hyperball, QK clip and rounding included. G' is the
+// gradient on the same batch after the step, of all tensors at once: a tensor's sharpness contains what the
+// steps of the others did to its gradient. A fused q, k, v is a product of three matrices: norm and band are
+// the widest of its blocks', the dual norm their sum, so that Hoelder's inequality holds for the whole.
 //
 // For the network, under the modular norm (modular.h):
 //
@@ -31,8 +31,8 @@
 //
 // A measured step moves the weights as any other, bit for bit. It takes a second forward and backward pass
 // and some products per matrix: singular values come from an SVD up to a smaller side of kExactSide, from
-// Lanczos beyond; nuclear norms are <G, polar(G)> there. It waits, so it is never in a CUDA
-// graph. Two copies of all parameters are kept when `every` > 0: W, later dW; and G.
+// Lanczos beyond, where nuclear norms are <G, polar(G)>. It waits, so it is never in a CUDA graph. Two copies
+// of all parameters are kept when `every` > 0: W, later dW; and G. Deterministic as the operations are.
 #pragma once
 
 #include <cstdint>
