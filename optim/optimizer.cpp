@@ -285,8 +285,8 @@ void Optimizer::apply() {
     list.push_back({.w = p.value,
                     .u = p.grad,
                     .copy = p.compute.data == p.value.data ? Tensor{} : p.compute,
-                    .step = static_cast<float>(batch.lr / batch.sensitivity),
-                    .decay = static_cast<float>(batch.lr * row.rule->weight_decay()),
+                    .step = batch.lr / batch.sensitivity,
+                    .decay = batch.lr * row.rule->weight_decay(),
                     .cautious = row.rule->cautious(),
                     .guard = grad_scale_});
   }

@@ -86,22 +86,30 @@ std::vector<StateSpec> Smoothing::state(const Shape& block) const {
   return {{.name = "m", .shape = block}};
 }
 
-namespace {
-Smooth smooth_block(const Smoothing& how, const Block& block, const RuleStep& step) {
+Smooth Smoothing::operation(const Block& block, const RuleStep& step) const {
   return {.u = block.grad,
-          .m = how.beta == 0 ? Tensor{} : block.state[0],
+          .m = beta == 0 ? Tensor{} : block.state[0],
           .g = block.grad,
-          .beta = static_cast<float>(how.beta),
-          .gain = how.ema ? static_cast<float>(1 - how.beta) : 1.0f,
+          .beta = beta,
+          .gain = ema ? 1 - beta : 1,
           .scale = step.grad_scale,
-          .nesterov = how.nesterov};
+          .nesterov = nesterov};
 }
-}  // namespace
+
+ApplyTo weight_of(const Block& block, const RuleStep& step) {
+  if (step.apply == nullptr) return {};
+  return {.w = block.weight,
+          .copy = block.compute,
+          .step = step.apply->step,
+          .decay = step.apply->decay,
+          .cautious = step.apply->cautious,
+          .guard = step.grad_scale};
+}
 
 void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const {
   if (beta == 0 && !step.clips) return;
   std::vector<Smooth> list;
-  for (const Block& block : blocks) list.push_back(smooth_block(*this, block, step));
+  for (const Block& block : blocks) list.push_back(operation(block, step));
   smooth(ctx, list);
 }
 
@@ -109,7 +117,7 @@ void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> 
                          const RuleStep& step) const {
   std::vector<Smooth> list;
   for (const Block& block : blocks) {
-    list.push_back(smooth_block(*this, block, step));
+    list.push_back(operation(block, step));
     list.back().u = to[static_cast<int64_t>(list.size()) - 1];
   }
   smooth(ctx, list);

@@ -26,6 +26,7 @@
 #include "model/kernels/tensor.h"
 #include "optim/escape.h"
 #include "optim/norm.h"
+#include "optim/update.h"
 
 /// One matrix or vector that a rule treats as a whole. A fused q, k, v parameter (3 C, C) is three blocks (C,
 /// C).
@@ -55,7 +56,7 @@ struct StateSpec {
   Shape shape;       // of one block; the blocks of a parameter are stacked along the first dimension
 };
 
-/// How a rule that fuses() moves the weight itself: apply_update's numbers.
+/// How a rule that fuses() moves the weights itself: apply_update's numbers.
 struct Applying {
   double step = 0;        // lr / s
   double decay = 0;       // lr * weight_decay
@@ -76,6 +77,9 @@ struct RuleStep {
   double first_eta = 0;  // before the first step
   const Applying* apply = nullptr;  // move the weights, too; grad is then spent. Only for rules that fuse()
 };
+
+/// The weight of `block` as what an operation moves in the same pass; absent unless step.apply.
+ApplyTo weight_of(const Block& block, const RuleStep& step);
 
 class Rule {
  public:
@@ -129,7 +133,9 @@ struct Smoothing {
   bool ema = true;
   /// {"m"} when there is something to remember.
   std::vector<StateSpec> state(const Shape& block) const;
-  /// Replaces every block's gradient by its smoothed value; state[0] is m.
+  /// The operation for one block, its gradient in place; state[0] is m.
+  Smooth operation(const Block& block, const RuleStep& step) const;
+  /// Replaces every block's gradient by its smoothed value.
   void apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const;
   /// The same into `to` (blocks, ...), f32 or on a GPU bf16; the gradients stay.
   void apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks, const RuleStep& step) const;

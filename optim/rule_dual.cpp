@@ -24,15 +24,42 @@ bool DualRule::matrices_only() const {
 
 Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) const {
   if (is_spectral(parts_.norm)) return spectral(ctx, group, step);
+  if (parts_.norm.kind == NormKind::l1_linf) return signs(ctx, group, step);
   parts_.smoothing.apply(ctx, group.blocks, step);
   Measured measured;
   if (step.measure) measured = measure(ctx, parts_.norm, group);
   for (const Block& block : group.blocks)
     dualize(ctx, {.out = block.grad, .g = block.grad, .norm = parts_.norm, .transposed = group.transposed});
-  if (parts_.radius != 1)
-    for (const Block& block : group.blocks)
-      smooth(ctx, {.u = block.grad, .g = block.grad, .gain = static_cast<float>(parts_.radius)});
+  if (parts_.radius != 1) scale_by_radius(ctx, group);
   return measured;
+}
+
+/// One pass over memory: smoothing, sign, and if asked the weight.
+Measured DualRule::signs(Context& ctx, Group& group, const RuleStep& step) const {
+  Measured measured;
+  if (step.measure) {
+    parts_.smoothing.apply(ctx, group.blocks, step);
+    measured = measure(ctx, parts_.norm, group);
+  }
+  std::vector<Smooth> list;
+  for (const Block& block : group.blocks) {
+    list.push_back(step.measure ? Smoothing().operation(block, {}) : parts_.smoothing.operation(block, step));
+    list.back().sign = true;
+    if (step.apply == nullptr) continue;
+    list.back().u = {};
+    list.back().into = weight_of(block, step);
+    list.back().into.step *= parts_.radius;
+  }
+  smooth(ctx, list);
+  if (step.apply == nullptr && parts_.radius != 1) scale_by_radius(ctx, group);
+  return measured;
+}
+
+void DualRule::scale_by_radius(Context& ctx, const Group& group) const {
+  std::vector<Smooth> list;
+  for (const Block& block : group.blocks)
+    list.push_back({.u = block.grad, .g = block.grad, .gain = parts_.radius});
+  smooth(ctx, list);
 }
 
 /// Matrices of one shape are copied together and iterated as batches.
@@ -67,7 +94,7 @@ Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, c
     const Tensor factor = batch[static_cast<int64_t>(i)];
     // <m, u> is the dual norm for exact polar factors, and what the step really achieves for others.
     if (step.measure) measured.dual += scale / parts_.radius * dot(ctx, blocks[i].grad, factor);
-    list.push_back({.u = blocks[i].grad, .g = factor, .gain = static_cast<float>(scale)});
+    list.push_back({.u = blocks[i].grad, .g = factor, .gain = scale});
   }
   smooth(ctx, list);
   return measured;

@@ -4,9 +4,8 @@
 //   m = momentum m + g;  u = m, or g + momentum m with nesterov;   normalize: u / ||u||_F
 //
 // Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual
-// vector; when its step size is measured (a sharpness, an
-// escape velocity) the dual vector is used whatever normalize says. ema=1 makes m a mean
-// instead of a sum.
+// vector; when its step size is measured (a sharpness, an escape velocity) the dual vector is used whatever
+// normalize says. ema=1 makes m a mean instead of a sum.
 #include "optim/norm.h"
 #include "optim/rule.h"
 
@@ -27,7 +26,19 @@ class Sgd final : public Rule {
     return norm_scratch_bytes(ctx, norm_, group.shape);
   }
 
+  bool fuses() const override { return !normalize_; }
+
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    if (step.apply != nullptr) {
+      std::vector<Smooth> list;
+      for (const Block& block : group.blocks) {
+        list.push_back(smoothing_.operation(block, step));
+        list.back().u = {};
+        list.back().into = weight_of(block, step);
+      }
+      smooth(ctx, list);
+      return {};
+    }
     smoothing_.apply(ctx, group.blocks, step);
     if (!normalize_ && !step.measure) return {};
     const Measured measured = step.measure ? measure(ctx, norm_, group) : Measured{};
