@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "model/kernels/simd.h"
+#include "optim/update.h"
 
 namespace {
 /// One dimension: `count` stretches of `length` from `start`.
@@ -64,4 +65,37 @@ void cpu::cut_pieces(Context& ctx, const Pieces& args) {
 void cpu::paste_pieces(Context& ctx, const Pieces& args) {
   for_each_row(ctx, args,
                [](const std::byte* part, std::byte* whole, size_t n) { std::memcpy(whole, part, n); });
+}
+
+namespace {
+bool is_whole(const Tensor& matrix, const PieceGrid& grid) {
+  return matrix.shape == Shape{grid.rows, grid.cols};
+}
+}  // namespace
+
+// Whole matrices go in one launch.
+void gather_pieces(Context& ctx, const Tensor& parts, std::span<const Tensor> matrices,
+                   const PieceGrid& grid) {
+  std::vector<Smooth> copies;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const Tensor to = parts.slice(static_cast<int64_t>(i) * grid.count(), grid.count());
+    if (is_whole(matrices[i], grid))
+      copies.push_back({.u = to, .g = matrices[i]});
+    else
+      cut_pieces(ctx, {.parts = to, .whole = matrices[i], .grid = grid});
+  }
+  if (!copies.empty()) smooth(ctx, copies);
+}
+
+void scatter_pieces(Context& ctx, const Tensor& parts, std::span<const Tensor> matrices,
+                    const PieceGrid& grid) {
+  std::vector<Smooth> copies;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const Tensor from = parts.slice(static_cast<int64_t>(i) * grid.count(), grid.count());
+    if (is_whole(matrices[i], grid))
+      copies.push_back({.u = matrices[i], .g = from});
+    else
+      paste_pieces(ctx, {.parts = from, .whole = matrices[i], .grid = grid});
+  }
+  if (!copies.empty()) smooth(ctx, copies);
 }

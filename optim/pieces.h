@@ -4,12 +4,15 @@
 //   pieces_of(shape, side)   how to cut (R, C) into pieces of at most side x side
 //   cut_pieces               parts[i J + j][r][c] = whole[row + i rows + r][col + j cols + c]
 //   paste_pieces             the way back
+//   gather_pieces            cut_pieces of several matrices into one batch, matrix after matrix
+//   scatter_pieces           the way back
 //
 // Pieces begin at the upper left corner and are as large as allowed, so that those at the right and lower
 // edge may be smaller. Pieces of one size form a grid; a matrix has one to four grids, which cover it exactly
 // once. f32 or f64. Nothing overlaps. Copies of bits.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "model/kernels/context.h"
@@ -55,3 +58,9 @@ inline void paste_pieces(Context& ctx, const Pieces& args) {
   check(args);
   ON_DEVICE(paste_pieces, ctx, args);
 }
+
+/// parts (matrices I J, rows, cols)
+void gather_pieces(Context& ctx, const Tensor& parts, std::span<const Tensor> matrices,
+                   const PieceGrid& grid);
+void scatter_pieces(Context& ctx, const Tensor& parts, std::span<const Tensor> matrices,
+                    const PieceGrid& grid);

@@ -15,6 +15,9 @@ std::unique_ptr<Rule> make_spectral(Keyed& keys);
 std::unique_ptr<Rule> make_rownorm(Keyed& keys);
 std::unique_ptr<Rule> make_colnorm(Keyed& keys);
 std::unique_ptr<Rule> make_steepest(Keyed& keys);
+std::unique_ptr<Rule> make_shampoo(Keyed& keys);
+std::unique_ptr<Rule> make_oneside(Keyed& keys);
+std::unique_ptr<Rule> make_soap(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -26,6 +29,9 @@ constexpr RuleEntry kRules[] = {
     {"spectral", "polar factor of the gradient, no momentum (l2->l2)", make_spectral},
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
+    {"shampoo", "gradient between roots of L and R; Adam's size by default (l2-l2, smoothed)", make_shampoo},
+    {"oneside", "shampoo with the smaller side alone, pseudo-inverse root", make_oneside},
+    {"soap", "adam in the eigenbasis of shampoo's L and R (l2-l2, smoothed)", make_soap},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
 };
 }  // namespace
@@ -47,9 +53,9 @@ std::unique_ptr<Rule> make_rule(const std::string& option, const std::string& te
   keys.unknown_name(names);
 }
 
-Rule::Rule(Keyed& keys, double default_lr)
+Rule::Rule(Keyed& keys, double default_lr, double default_wd)
     : lr_(keys.number("lr", default_lr, 0, 1e6)),
-      weight_decay_(keys.number("wd", 0, 0, 1e6)),
+      weight_decay_(keys.number("wd", default_wd, 0, 1e6)),
       sensitivity_(keys.number("s", 1, 1e-9, 1e9)),
       cautious_(keys.boolean("cautious", false)),
       hyperball_(keys.boolean("hyperball", false)) {}

@@ -85,7 +85,7 @@ class Rule {
  public:
   /// Reads the keys that all rules have: lr, wd, cautious, s, hyperball. A subclass reads its own; make_rule
   /// rejects the rest.
-  Rule(Keyed& keys, double default_lr);
+  Rule(Keyed& keys, double default_lr, double default_wd = 0);
   virtual ~Rule() = default;
 
   double lr() const { return lr_; }                      // step size before the schedule
