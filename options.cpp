@@ -87,6 +87,9 @@ void add_reports(CLI::App& app, TrainOptions& o) {
   app.add_option("--val-tokens", o.val_tokens, "validate on at most this many tokens")->check(integer(1));
   app.add_option("--sample-every", o.sample_every, "steps; 0: never")->check(integer(0));
   app.add_option("--sample-tokens", o.sample_tokens, "tokens of a sample")->check(integer(1));
+  app.add_option("--norms-every", o.norms_every,
+                 "steps between measurements of norms, alignment and sharpness per tensor; 0: never")
+      ->check(integer(0));
   app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")
       ->check(integer(0));
   app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(integer(0));
@@ -110,6 +113,8 @@ void add_optimizer(CLI::App& app, TrainOptions& o) {
   app.add_option("--schedule", o.schedule,
                  "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
   app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(number(0));
+  app.add_option("--qk-clip", o.qk_clip,
+                 "TAU[:alpha=0.5]: shrink q and k of heads with logits above TAU (MuonClip)");
   app.add_option("--sharpness", o.sharpness,
                  "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
       ->check(number(0));
@@ -289,6 +294,7 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"shuffle", o.shuffle},
           {"val_every", o.val_every},
           {"val_tokens", o.val_tokens},
+          {"qk_clip", o.qk_clip},
           {"recipe", o.recipe},
           {"rules", rules},
           {"set", o.overrides},

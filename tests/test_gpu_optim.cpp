@@ -42,6 +42,19 @@ TEST(GpuRules, Equalities) {
   check_equalities(on_gpu);
 }
 
+TEST(GpuRules, ZeroGradients) {
+  check_zero_gradients(on_gpu);
+}
+
+TEST(GpuRules, ExtremeGradients) {
+  check_extreme_gradients(on_gpu);
+}
+
+TEST(GpuRules, NorMuonEvensLines) {
+  check_normuon_evens_lines(on_gpu);
+  check_normuon_evens_lines(on_gpu_in_bf16);
+}
+
 TEST(GpuOptimizer, ClippingScalesGradients) {
   check_clipping(on_gpu);
 }
