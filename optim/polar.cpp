@@ -214,6 +214,10 @@ void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
     first = last;
   }
 }
+/// Under the eigenvalues of a Gram matrix whose trace is 1. Its zero directions hold rounding of X, near 1e-7
+/// in f32, which the root multiplies by up to 1 / sqrt(damping).
+constexpr double kNewtonDamping32 = 2e-6, kNewtonDamping64 = 4e-15;
+
 /// X (X^T X)^(-1/2), on the smaller side.
 void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
