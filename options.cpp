@@ -143,6 +143,18 @@ void add_evaluate(CLI::App& app, EvaluateOptions& o) {
   add_machine(app, o.machine);
 }
 
+void add_polar(CLI::App& app, PolarOptions& o) {
+  app.add_option("--ns", o.ns,
+                 "a set by name, or coefficients: 8x3.4445:-4.775:2.0315+2x2:-1.5:0.5; empty: all");
+  app.add_option("--steps", o.steps, "0: each set's own number; more repeat the last step")
+      ->check(integer(0, 100));
+  app.add_option("--least", o.least, "smallest singular value of X / ||X||_F that counts")
+      ->check(number(1e-12, 1));
+  app.add_option("--within", o.within, "> 0: the fewest steps that end in [1 - WITHIN, 1 + WITHIN]")
+      ->check(number(0, 0.5));
+  app.add_option("--plot", o.plot, "write columns x, value, value, ... for gnuplot");
+}
+
 std::string trim(const std::string& text) {
   const size_t first = text.find_first_not_of(" \t\r");
   if (first == std::string::npos) return "";
@@ -218,6 +230,8 @@ Options parse_options(std::vector<std::string> arguments) {
   CLI::App* evaluate = app.add_subcommand("evaluate", "loss of a model on token shards");
   CLI::App* info =
       app.add_subcommand("info", "what `train` with these options would do: memory, parameters, rules");
+  CLI::App* polar =
+      app.add_subcommand("polar", "how close to 1 the polynomials of Newton-Schulz bring singular values");
   add_prepare(*prepare, options.prepare);
   for (CLI::App* command : {train, info}) {
     add_run(*command, options.train, command == train);
@@ -229,6 +243,7 @@ Options parse_options(std::vector<std::string> arguments) {
   }
   add_generate(*generate, options.generate);
   add_evaluate(*evaluate, options.evaluate);
+  add_polar(*polar, options.polar);
   std::string config_file;  // consumed by expand_config; declared for --help
   for (CLI::App* command : app.get_subcommands({}))
     command->add_option("--config", config_file, "read options from FILE, lines 'batch-size = 8'");
@@ -246,7 +261,7 @@ Options parse_options(std::vector<std::string> arguments) {
     const auto chosen = app.get_subcommands();
     std::string what = error.what();
     std::replace(what.begin(), what.end(), '\n', ' ');
-    if (chosen.empty()) what = "no such command, name one of prepare, train, generate, evaluate, info";
+    if (chosen.empty()) what = "no such command, name one of prepare, train, generate, evaluate, info, polar";
     throw UsageError(fmt::format("{}, command line, see train_gpt {}--help", what,
                                  chosen.empty() ? "" : chosen[0]->get_name() + " "));
   }
@@ -255,6 +270,7 @@ Options parse_options(std::vector<std::string> arguments) {
                     : train->parsed()    ? Command::train
                     : generate->parsed() ? Command::generate
                     : evaluate->parsed() ? Command::evaluate
+                    : polar->parsed()    ? Command::polar
                                          : Command::info;
   return options;
 }

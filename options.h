@@ -68,7 +68,15 @@ struct EvaluateOptions {
   std::string logits;   // file for logits of the first row, JSON; empty: none
 };
 
-enum class Command : uint8_t { none, prepare, train, generate, evaluate, info };
+struct PolarOptions {
+  std::string ns;       // a set of polynomials or coefficients; empty: all sets
+  int steps = 0;        // 0: each set's own number
+  double least = 1e-3;  // smallest singular value of X / ||X||_F that counts
+  double within = 0;    // > 0: look for the fewest steps that bring all of them this close to 1
+  std::string plot;     // file for columns x, value, value, ...; empty: none
+};
+
+enum class Command : uint8_t { none, prepare, train, generate, evaluate, info, polar };
 
 struct Options {
   Command command = Command::none;  // none: help was printed
@@ -76,6 +84,7 @@ struct Options {
   TrainOptions train;  // also of `info`
   GenerateOptions generate;
   EvaluateOptions evaluate;
+  PolarOptions polar;
 };
 
 /// Reads the command line; `--config FILE` stands for the options in the file, and the command line wins over

@@ -22,6 +22,7 @@
 #include "model/kernels/readback.h"
 #include "norms_report.h"
 #include "plan.h"
+#include "polar_tool.h"
 #include "run_log.h"
 #include "setup.h"
 
@@ -293,6 +294,8 @@ int run_command(const Options& options) {
       return run_evaluate(options.evaluate);
     case Command::info:
       return run_info(options.train);
+    case Command::polar:
+      return run_polar(options.polar);
   }
   return 2;
 }

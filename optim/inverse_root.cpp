@@ -93,8 +93,8 @@ class Newton {
 
   /// y = factor M + value I
   void affine(const Tensor& y, double factor, double value) {
-    smooth(ctx_, {.u = y, .g = m_, .gain = static_cast<float>(factor)});
-    add_diagonal(ctx_, {.x = y, .value = static_cast<float>(value)});
+    smooth(ctx_, {.u = y, .g = m_, .gain = factor});
+    add_diagonal(ctx_, {.x = y, .value = value});
   }
 
   /// c = a b, where c may name the memory of a or b: the product goes to the spare matrix, which then is c.
@@ -106,14 +106,11 @@ class Newton {
   /// M = z A, a little away from singular.
   void start() {
     smooth(ctx_, {.u = t_, .g = a_});
-    if (args_.eps != 0) add_diagonal(ctx_, {.x = t_, .value = static_cast<float>(args_.eps)});
+    if (args_.eps != 0) add_diagonal(ctx_, {.x = t_, .value = args_.eps});
     row_norms(ctx_, {.norms = norms_, .x = flat(t_)});
     const double half = (1 + p_) / 2.0;
-    scale_rows(
-        ctx_,
-        {.y = flat(m_), .x = flat(t_), .scales = norms_, .factor = static_cast<float>(half), .divide = true});
-    add_diagonal(ctx_,
-                 {.x = m_, .value = static_cast<float>(half * relative_damping(a_.dtype, a_.shape[1]))});
+    scale_rows(ctx_, {.y = flat(m_), .x = flat(t_), .scales = norms_, .factor = half, .divide = true});
+    add_diagonal(ctx_, {.x = m_, .value = half * relative_damping(a_.dtype, a_.shape[1])});
   }
 
   /// M <- T^p M by the bits of p; T is used up.
@@ -134,10 +131,9 @@ class Newton {
   void finish(int steps) {
     if (steps == 0) affine(x_, 0, 1);
     power(ctx_, {.y = norms_, .x = norms_, .exponent = args_.power});
-    scale_rows(ctx_, {.y = flat(out_),
-                      .x = flat(x_),
-                      .scales = norms_,
-                      .factor = static_cast<float>(std::pow((1 + p_) / 2.0, 1.0 / p_))});
+    scale_rows(
+        ctx_,
+        {.y = flat(out_), .x = flat(x_), .scales = norms_, .factor = std::pow((1 + p_) / 2.0, 1.0 / p_)});
   }
 
   Context& ctx_;

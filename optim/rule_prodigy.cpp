@@ -56,11 +56,11 @@ class Prodigy final : public Rule {
   std::string describe() const override { return beta1_ + beta2_ > 0 ? "l1-linf, smoothed" : "l1-linf"; }
   std::optional<EscapeOptions> escapes() const override { return velocity_; }
 
-  std::vector<StateSpec> state(const Shape& block) const override {
+  std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
-    if (beta2_ > 0) specs = {{.name = "s", .shape = block}, {.name = "r", .shape = {}}};
-    if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
-    if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+    if (beta2_ > 0) specs = {{.name = "s", .shape = group.shape}, {.name = "r", .shape = {}}};
+    if (beta1_ > 0) specs.push_back({.name = "m", .shape = group.shape});
+    if (beta2_ > 0) specs.push_back({.name = "v", .shape = group.shape});
     return specs;
   }
   int64_t scratch_bytes(const Context&, const Group&) const override { return whole_scratch_bytes(); }
