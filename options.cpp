@@ -87,6 +87,9 @@ void add_reports(CLI::App& app, TrainOptions& o) {
   app.add_option("--val-tokens", o.val_tokens, "validate on at most this many tokens")->check(integer(1));
   app.add_option("--sample-every", o.sample_every, "steps; 0: never")->check(integer(0));
   app.add_option("--sample-tokens", o.sample_tokens, "tokens of a sample")->check(integer(1));
+  app.add_option("--norms-every", o.norms_every,
+                 "steps between measurements of norms, alignment and sharpness per tensor; 0: never")
+      ->check(integer(0));
   app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")
       ->check(integer(0));
   app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(integer(0));

@@ -33,6 +33,7 @@ struct TrainOptions {
   int64_t val_tokens = 1 << 20;  // at most this many; the validation data may hold fewer
   int64_t sample_every = 0;      // steps; 0: never
   int64_t sample_tokens = 256;
+  int64_t norms_every = 0;       // steps; 0: never. Telemetry in the paper's quantities
   int64_t checkpoint_every = 0;  // steps; 0: only after the last
   int64_t keep = 2;              // newest checkpoints to keep; 0: all
   std::string qk_clip;           // TAU[:alpha=A], a bound on attention logits; empty: off

@@ -21,6 +21,9 @@ std::unique_ptr<Rule> make_normuon(Keyed& keys);
 std::unique_ptr<Rule> make_scion(Keyed& keys);
 std::unique_ptr<Rule> make_dion(Keyed& keys);
 std::unique_ptr<Rule> make_prodigy(Keyed& keys);
+std::unique_ptr<Rule> make_shampoo(Keyed& keys);
+std::unique_ptr<Rule> make_oneside(Keyed& keys);
+std::unique_ptr<Rule> make_soap(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -36,6 +39,9 @@ constexpr RuleEntry kRules[] = {
     {"spectral", "polar factor of the gradient, no momentum (l2->l2)", make_spectral},
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
+    {"shampoo", "gradient between roots of L and R; Adam's size by default (l2-l2, smoothed)", make_shampoo},
+    {"oneside", "shampoo with the smaller side alone, pseudo-inverse root", make_oneside},
+    {"soap", "adam in the eigenbasis of shampoo's L and R (l2-l2, smoothed)", make_soap},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
     {"prodigy", "Adam with a step size that finds itself, the escape velocity; for anything", make_prodigy},
 };

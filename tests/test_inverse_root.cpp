@@ -416,7 +416,7 @@ class InverseRoots : public testing::TestWithParam<Setting> {};
 
 INSTANTIATE_TEST_SUITE_P(On, LinearAlgebra, testing::ValuesIn(settings({DType::f32, DType::f64})),
                          setting_name);
-INSTANTIATE_TEST_SUITE_P(On, InverseRoots, testing::ValuesIn(settings({DType::f32})), setting_name);
+INSTANTIATE_TEST_SUITE_P(On, InverseRoots, testing::ValuesIn(settings({DType::f32, DType::f64})), setting_name);
 
 TEST_P(LinearAlgebra, SymmetricEigen) {
   check_eigen(GetParam());

@@ -82,6 +82,33 @@ TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
   EXPECT_EQ(losses("whole"), losses("parts"));
 }
 
+// Step sizes that find themselves: they grow, the log shows it, and a resumed run grows the same way.
+TEST_F(Program, EscapeVelocityGrowsAndResumes) {
+  prepare();
+  const std::map<std::string, Words> cases = {
+      {"escape", {"--escape", "1e-6", "--hidden", "spectral", "--sensitivity", "h.0.*=2"}},
+      {"prodigy", {"--recipe", "prodigy", "--schedule", "constant"}}};
+  for (const auto& [name, more] : cases) {
+    const std::string whole = name + "-whole", parts = name + "-parts";
+    Words in_parts = more;
+    in_parts.insert(in_parts.end(), {"--checkpoint-every", "4"});
+    ASSERT_EQ(run(train(whole, more)).status, 0);
+    ASSERT_EQ(run(train(parts, in_parts)).status, 0);
+    fs::remove_all(path(parts + "/checkpoints/step-00000012"));
+    in_parts.push_back("--resume");
+    const Result resumed = run(train(parts, in_parts));
+    ASSERT_EQ(resumed.status, 0) << resumed.err;
+    expect_same_checkpoint(whole, parts, "step-00000012");
+    EXPECT_EQ(losses(whole), losses(parts));
+    std::vector<double> etas;
+    for (const json& line : log(whole))
+      if (line["type"] == "train") etas.push_back(line.at("eta"));
+    EXPECT_TRUE(std::is_sorted(etas.begin(), etas.end()));
+    EXPECT_EQ(etas.front(), 1e-6);
+    EXPECT_GT(etas.back(), 1e-5) << name;
+  }
+}
+
 TEST_F(Program, KillAtRandomMomentsAndResume) {
   prepare();
   const char* kills_text = std::getenv("KILLS");  // `make check` asks for many
