@@ -56,7 +56,7 @@ help:
 	@echo 'make run        everything: install, build, get the text, train, plot, sample (4 minutes on 2 cores)'
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
-	@echo 'make bench      time per phase and operation against the floor of this machine'
+	@echo 'make bench      time per phase, rule and operation against the floor of this machine'
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
@@ -85,9 +85,9 @@ check:
 
 bench:
 	@dev/install.sh $(RUN_PACKAGES) $(BENCH_PACKAGES)
-	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/harness
+	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
-	@$(if $(BENCH),,$(BUILD)/harness)
+	@$(if $(BENCH),,$(BUILD)/dev/bench_rules && $(BUILD)/harness)
 
 gpu-check:
 	@dev/gpu_check.sh $(GPU_CHECK)
@@ -123,7 +123,7 @@ $(BUILD)/tests/all: $(call objects,$(TEST_SOURCES)) $(call objects,$(LIB_SOURCES
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/dev/bench: %: %.o $(call objects,$(LIB_SOURCES))
+$(BUILD)/dev/bench $(BUILD)/dev/bench_rules: %: %.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 HARNESS_SOURCES := $(wildcard dev/harness/*.cpp) $(if $(filter cpu,$(DEVICE)),,$(wildcard dev/harness/*.cu dev/lab/*.cu))

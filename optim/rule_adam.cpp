@@ -29,10 +29,10 @@ class Adam final : public Rule {
 
   bool fuses() const override { return true; }
 
-  std::vector<StateSpec> state(const Shape& block) const override {
+  std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
-    if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
-    if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+    if (beta1_ > 0) specs.push_back({.name = "m", .shape = group.shape});
+    if (beta2_ > 0) specs.push_back({.name = "v", .shape = group.shape});
     return specs;
   }
 
@@ -47,7 +47,7 @@ class Adam final : public Rule {
     for (const Block& block : group.blocks) {
       list.push_back({.u = step.apply != nullptr ? Tensor{} : block.grad,
                       .m = beta1_ > 0 ? block.state.front() : Tensor{},
-                      .v = beta2_ > 0 ? block.state.back() : Tensor{},
+                      .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 1 : 0] : Tensor{},
                       .g = block.grad,
                       .beta1 = beta1_,
                       .beta2 = beta2_,

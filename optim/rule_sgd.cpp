@@ -21,9 +21,9 @@ class Sgd final : public Rule {
 
   Norm norm() const override { return norm_; }
   std::string describe() const override { return norm_name(norm_) + (normalize_ ? "" : ", step 1/lr"); }
-  std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
+  std::vector<StateSpec> state(const Group& group) const override { return smoothing_.state(group.shape); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
-    return norm_scratch_bytes(ctx, norm_, group.shape);
+    return norm_scratch_bytes(ctx, norm_, group.shape, group.dtype);
   }
 
   bool fuses() const override { return !normalize_; }

@@ -92,7 +92,7 @@ class Shampoo final : public Rule {
   bool matrices_only() const override { return true; }
   bool waits() const override { return root_ == RootMethod::eigen; }
 
-  std::vector<StateSpec> state(const Shape& block) const override;
+  std::vector<StateSpec> state(const Group& group) const override { return state_of_shape(group.shape); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override;
 
@@ -112,6 +112,7 @@ class Shampoo final : public Rule {
     }
   };
 
+  std::vector<StateSpec> state_of_shape(const Shape& block) const;
   void read_root(Keyed& keys);
   bool alone() const { return accumulate_ == "none"; }
   bool keeps_roots() const { return !alone() && freq_ > 1; }
@@ -168,7 +169,7 @@ int64_t Shampoo::largest_side(const PieceGrid& grid) const {
   return n;
 }
 
-std::vector<StateSpec> Shampoo::state(const Shape& block) const {
+std::vector<StateSpec> Shampoo::state_of_shape(const Shape& block) const {
   std::vector<StateSpec> specs = smoothing_.state(block);
   if (graft_beta2_ > 0) specs.push_back({.name = "v", .shape = block});
   if (alone()) return specs;
@@ -188,7 +189,7 @@ std::vector<StateSpec> Shampoo::state(const Shape& block) const {
 }
 
 Tensor Shampoo::state_of(const Block& block, const std::string& name) const {
-  const std::vector<StateSpec> specs = state(block.grad.shape);
+  const std::vector<StateSpec> specs = state_of_shape(block.grad.shape);
   const auto found = std::ranges::find(specs, name, &StateSpec::name);
   return block.state[static_cast<size_t>(found - specs.begin())];
 }

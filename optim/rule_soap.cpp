@@ -53,7 +53,8 @@ class Soap final : public Rule {
   bool matrices_only() const override { return true; }
   bool waits() const override { return true; }
 
-  std::vector<StateSpec> state(const Shape& block) const override {
+  std::vector<StateSpec> state(const Group& group) const override {
+    const Shape& block = group.shape;
     std::vector<StateSpec> specs;
     if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
     if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});

@@ -82,20 +82,36 @@ void adam_block(T* u, const Moments<T>& a, int64_t begin, int64_t n) {
   }
 }
 
+/// What apply_block needs of an entry; without w nothing is moved.
+template <typename T>
+struct Target {
+  T* w;
+  Bf16* copy;
+  T step, decay;
+  bool cautious;
+
+  explicit Target(const ApplyTo& into)
+      : w(reals_of<T>(into.w)),
+        copy(into.copy ? into.copy.bf16() : nullptr),
+        step(static_cast<T>(into.step)),
+        decay(static_cast<T>(into.decay)),
+        cautious(into.cautious) {}
+};
+
 /// Moves n weights from element `begin` along u.
 template <typename T>
-void apply_block(const ApplyTo& into, const T* __restrict u, int64_t begin, int64_t n) {
-  T* __restrict w = reals_of<T>(into.w) + begin;
-  const T step = static_cast<T>(into.step), decay = static_cast<T>(into.decay);
-  if (into.cautious && decay != 0) {
+void apply_block(const Target<T>& to, const T* __restrict u, int64_t begin, int64_t n) {
+  T* __restrict w = to.w + begin;
+  const T step = to.step, decay = to.decay;
+  if (to.cautious && decay != 0) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) w[i] = w[i] - (u[i] * w[i] > 0 ? decay * w[i] : T(0)) - step * u[i];
   } else {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) w[i] = w[i] - decay * w[i] - step * u[i];
   }
-  if (!into.copy) return;
-  Bf16* __restrict copy = into.copy.bf16() + begin;
+  if (to.copy == nullptr) return;
+  Bf16* __restrict copy = to.copy + begin;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) copy[i] = to_bf16(static_cast<float>(w[i]));
 }
@@ -106,13 +122,14 @@ template <typename T, typename Direction>
 void for_blocks(Context& ctx, const Tensor& g, const Tensor& kept, const ApplyTo& into,
                 const Direction& direction) {
   T* u = reals_of<T>(kept);
+  const Target<T> target(into);
   parallel_for(ctx, g.size(), kGrain, [&](int64_t begin, int64_t end, int) {
     alignas(64) T buffer[kBlock];
     for (int64_t i = begin; i < end; i += kBlock) {
       const int64_t n = std::min(kBlock, end - i);
       T* here = u != nullptr ? u + i : buffer;
       direction(i, n, here);
-      if (into.w) apply_block<T>(into, here, i, n);
+      if (target.w != nullptr) apply_block(target, here, i, n);
     }
   });
 }
@@ -167,8 +184,12 @@ void adam_one(Context& ctx, const AdamDirection& a) {
 template <typename T>
 void apply_one(Context& ctx, const ApplyUpdate& a) {
   if (std::isnan(read_scale(a.guard))) return;
-  const ApplyTo into{.w = a.w, .copy = a.copy, .step = a.step, .decay = a.decay, .cautious = a.cautious};
-  for_blocks<T>(ctx, a.w, a.u, into, [](int64_t, int64_t, T*) {});  // the direction is there
+  const Target<T> target(
+      {.w = a.w, .copy = a.copy, .step = a.step, .decay = a.decay, .cautious = a.cautious});
+  const T* u = reals_of<T>(a.u);
+  parallel_for(ctx, a.w.size(), kGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i += kBlock) apply_block(target, u + i, i, std::min(kBlock, end - i));
+  });
 }
 }  // namespace
 

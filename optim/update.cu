@@ -230,12 +230,13 @@ void launch_all(Context& ctx, void (*kernel)(ChunkTable<Entry>), const std::vect
   });
 }
 
-template <typename T>
-SmoothEntry<T> entry_of(const Smooth& a) {
+template <typename U, typename G>
+SmoothEntry<Real<G>> entry_of(const Smooth& a) {
+  using T = Real<G>;
   const Look look = look_of(a);
-  return {.u = a.u.data,
+  return {.u = data_of<U>(a.u),
           .m = data_of<T>(a.m),
-          .g = a.g.data,
+          .g = data_of<G>(a.g),
           .n = a.g.size(),
           .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
           .into = target_of<T>(a.into),
@@ -252,7 +253,7 @@ template <typename U, typename G>
 void smooth_all(Context& ctx, std::span<const Smooth> list) {
   std::vector<SmoothEntry<Real<G>>> entries;
   for (const Smooth& a : list)
-    if (a.g.size() > 0) entries.push_back(entry_of<Real<G>>(a));
+    if (a.g.size() > 0) entries.push_back(entry_of<U, G>(a));
   launch_all(ctx, smooth_kernel<U, G>, entries);
 }
 

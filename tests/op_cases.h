@@ -11,6 +11,7 @@
 #include "tests/cases/layernorm.h"
 #include "tests/cases/lines.h"
 #include "tests/cases/matmul.h"
+#include "tests/cases/qk_clip.h"
 #include "tests/cases/reduce.h"
 #include "tests/cases/update.h"
 
@@ -164,9 +165,14 @@ inline std::vector<OpCase> test_cases() {
   for (const auto& [B, T, NH, HS] :
        {std::array<int64_t, 4>{1, 1, 1, 3}, {2, 7, 3, 4}, {1, 70, 2, 20}, {1, 66, 1, 80}}) {
     // On a GPU, heads of 64 and 128 in bf16 round inside too: test_gpu_attention.cpp has bounds for that.
-    add(attention_forward_case(B, T, NH, HS));
+    for (bool row_max : {false, true}) add(attention_forward_case(B, T, NH, HS, attention_forward, row_max));
     add(attention_backward_case(B, T, NH, HS));
   }
+  for (const auto& [B, NH, T] : {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 7}, {3, 2, 1025}})
+    for (bool accumulate : {false, true}) add(head_max_case(B, NH, T, accumulate));
+  // Heads in one piece of a pack and not, weights of several chunks, more tensors than a launch lists.
+  for (const auto& [count, NH, HS] : {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 5}, {3, 6, 16}, {40, 2, 3}})
+    for (float alpha : {0.5f, 0.2f}) add(qk_clip_case(count, NH, HS, alpha));
   add(add_diagonal_case(1, 1));
   add(add_diagonal_case(3, 41));
   add(in_float64(add_diagonal_case(3, 41)));

@@ -178,7 +178,13 @@ TEST_P(Update, ALookAtTheNewMeanIsTheMean) {  // Lion(b, b) = Signum
       entry.u = look.u, entry.m = look.m, entry.g = look.g, entry.scale = look.scale;
       entry.look = Look{.m = 0.9, .g = 0.1};
       smooth(ctx, entry);
-      EXPECT_TRUE(bytes_of(ctx, mean, true) == bytes_of(ctx, look, true));
+      // A compiler may fuse other multiplications and additions: to rounding.
+      const std::vector<double> want = get(ctx, mean.u), got = get(ctx, look.u);
+      const double tolerance = sign ? 0 : dtype == DType::f64 ? 1e-15 : 4e-7;
+      for (size_t i = 0; i < want.size(); ++i)
+        ASSERT_TRUE(std::abs(got[i] - want[i]) <= tolerance || (std::isnan(got[i]) && std::isnan(want[i])))
+            << i;
+      EXPECT_TRUE(bytes_of(ctx, mean, false) == bytes_of(ctx, look, false));
     }
 }
 

@@ -152,9 +152,10 @@ const std::vector<Maker>& makers() {
        [](Sizes& s, V v) {
          return bias_backward_case(s["rows"], s["N"], s.word("accumulate"), pick(v, bias_backward));
        }},
-      {{"attention_forward", "B,T,NH,HS", ""},
+      {{"attention_forward", "B,T,NH,HS", "row_max"},
        [](Sizes& s, V v) {
-         return attention_forward_case(s["B"], s["T"], s["NH"], s["HS"], pick(v, attention_forward));
+         return attention_forward_case(s["B"], s["T"], s["NH"], s["HS"], pick(v, attention_forward),
+                                       s.word("row_max"));
        }},
       {{"attention_backward", "B,T,NH,HS", ""},
        [](Sizes& s, V v) {
@@ -188,6 +189,12 @@ const std::vector<Maker>& makers() {
        [](Sizes& s, V) { return apply_update_case(s["count"], s["n"], s.word("cautious")); }},
       {{"clip_factor", "n,limit", ""},
        [](Sizes& s, V) { return clip_factor_case(s["n"], static_cast<double>(s["limit"])); }},
+      {{"head_max", "B,NH,T", "accumulate"},
+       [](Sizes& s, V) { return head_max_case(s["B"], s["NH"], s["T"], s.word("accumulate")); }},
+      {{"qk_clip", "count,NH,HS", "uneven"},
+       [](Sizes& s, V) {
+         return qk_clip_case(s["count"], s["NH"], s["HS"], s.word("uneven") ? 0.2f : 0.5f);
+       }},
       {{"add_diagonal", "batch,n", ""}, [](Sizes& s, V) { return add_diagonal_case(s["batch"], s["n"]); }},
       {{"linear_backward", "rows,in,out", ""},
        [](Sizes& s, V) { return linear_backward_case(s["rows"], s["in"], s["out"]); }},
