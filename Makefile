@@ -48,7 +48,7 @@ BENCH_PACKAGES := libbenchmark-dev
 CHECK_PACKAGES := clang-format clang-tidy $(BENCH_PACKAGES)
 
 # --------------------------------------------------------------------------------------------------------- targets
-.PHONY: all run test check bench deps format lint help clean gpu-check detect
+.PHONY: all run test check bench deps format lint help clean gpu-check anthology detect
 all: detect train_gpt
 
 help:
@@ -57,6 +57,7 @@ help:
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
 	@echo 'make bench      time per phase and operation against the floor of this machine'
+	@echo 'make anthology  every experiment on norms and rules, with tables and pictures (an hour on 2 cores)'
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
@@ -88,6 +89,12 @@ bench:
 	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
 	@$(if $(BENCH),,$(BUILD)/harness)
+
+# Small models on the CPU, whatever the machine has; ANTHOLOGY=--quick makes everything tiny.
+anthology:
+	@dev/install.sh $(RUN_PACKAGES) python3
+	@$(MAKE) -j$(JOBS) CUDA=0 train_gpt
+	@python3 dev/anthology/anthology.py $(ANTHOLOGY)
 
 gpu-check:
 	@dev/gpu_check.sh $(GPU_CHECK)

@@ -10,11 +10,11 @@ PAIRS = [
     ("Adam without averages = sign", ROLES, "sign:lr=0.002", "adam:lr=0.002,beta1=0,beta2=0,eps=0", {}),
     ("Lion with equal betas = Signum", ROLES, "signum:lr=0.002,beta=0.9", "lion:lr=0.002,beta1=0.9,beta2=0.9", {}),
     ("Shampoo without accumulation = spectral descent", ("hidden",), "spectral:lr=0.02,ns=svd",
-     "shampoo:lr=0.02,accumulate=none", {}),
+     "shampoo:lr=0.02,accumulate=none,momentum=0,graft=none", {}),
     ("Muon without momentum = spectral descent", ("hidden",), "spectral:lr=0.02,ns=svd",
      "muon:lr=0.02,momentum=0,ns=svd,scale=none", {}),
     ("Scion, constrained = Muon with decay", ("hidden",), "muon:lr=0.02,momentum=0.9,nesterov=0,ns=svd,scale=rms,wd=0.05",
-     "scion:lr=0.001,radius=20,momentum=0.1,ns=svd", {}),
+     "scion:lr=0.001,radius=20,constrained=1,alpha=0.1,ns=svd", {}),
     ("Prodigy without averages = sign with escape velocity", ROLES, "sign", "prodigy:variant=no-ema,eta0=1e-6",
      {"A": {"escape": "1e-6"}}),
 ]

@@ -27,7 +27,7 @@ RULES = {
     "scion, constrained": ("scion:constrained=1,radius=10", 0.002),
     "dion": ("dion", 0.02),
     "shampoo": ("shampoo", 0.01),
-    "shampoo, one side": ("shampoo:sides=one", 0.01),
+    "shampoo, one side": ("oneside", 0.01),
     "soap": ("soap", 0.003),
 }
 EMBEDDINGS = {
