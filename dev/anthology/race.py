@@ -3,7 +3,7 @@ import math
 import statistics
 
 from page import number, picture, plot, table, with_error
-from runs import BASE, mean_and_error
+from runs import mean_and_error
 from tuning import TRIED, tune
 
 ADAM = "adam:lr=0.003"
@@ -55,8 +55,8 @@ a rule and vectors stay with Adam, or the other way round. The same budget, King
 
 
 def main(lab, page, corpora):
-    steps, seeds = (4, 2) if lab.quick else (400, 3)
-    base = BASE | {"steps": steps, "schedule": "wsd:cooldown=0.6", "val-every": max(1, steps // 8),
+    steps, seeds = (4, 1) if lab.quick else (400, 3)
+    base = lab.base | {"steps": steps, "schedule": "wsd:cooldown=0.6", "val-every": max(1, steps // 8),
                    "embedding": ADAM, "position": ADAM, "vector": ADAM}
     texts = [name for name in corpora if name != "one batch"]
     races = {text: enter(lab, base | corpora[text], RULES, ["hidden"], seeds, f"race, {text}") for text in texts}

@@ -24,7 +24,10 @@ import time
 # What all trainings share unless they say otherwise: 0.1M parameters, 1024 bytes a step.
 BASE = {"model": "gpt2-nano", "batch-size": 16, "seq-len": 64, "shuffle": True, "val-every": 0, "val-tokens": 32768,
         "device": "cpu", "threads": 1}
-START = {"steps": 1, "val-tokens": 64, "keep": 1} | {
+# Added to them when they only test the scripts.
+TINY = {"batch-size": 2, "seq-len": 32, "val-tokens": 256}
+# A training whose only step has length zero: it leaves the initial weights.
+START = {"steps": 1, "keep": 1} | {
     role: "sign:lr=0" for role in ("hidden", "embedding", "position", "vector")}
 
 
@@ -82,6 +85,7 @@ class Lab:
     def __init__(self, program, folder, quick=False, at_once=None):
         self.program, self.folder, self.quick = program, pathlib.Path(folder), quick
         self.at_once = at_once or min(2, os.cpu_count() or 1)
+        self.base = BASE | (TINY if quick else {})
         self.rate = None  # work() per second of one training, once measured
         self.revisions = set()
         self.skipped = []  # (what, why)

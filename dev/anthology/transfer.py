@@ -2,7 +2,6 @@
 import math
 
 from page import number, panels, picture, table
-from runs import BASE
 from tuning import best, try_octaves, valley
 
 # What the multiplier m multiplies: the step sizes of all roles at once, their ratios kept.
@@ -33,7 +32,7 @@ def main(lab, page, corpora):
     steps, octaves = (3, range(-1, 2)) if lab.quick else (200, range(-3, 3))
     widths = [(2, width) for width in ((32, 64) if lab.quick else (32, 64, 128))]
     depths = [(depth, 64) for depth in ((2, 4) if lab.quick else (2, 4, 8))]
-    base = BASE | corpora["bible"] | {"steps": steps, "batch-size": 8, "schedule": "wsd:cooldown=0.6", "grad-clip": 0}
+    base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2, "schedule": "wsd:cooldown=0.6", "grad-clip": 0}
     cases = {(name, size): (options(base, recipe, size), 1) for name, recipe in RECIPES.items()
              for size in sorted(set(widths + depths))}
     found = sweep(lab, cases, octaves)

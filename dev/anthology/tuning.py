@@ -9,7 +9,7 @@ def tune(lab, cases, what):
     leaves out what train_gpt refuses. Five step sizes each: the guess, four times more and less, then the two neighbours of
     the best, or where it lies at the edge, two more beyond it."""
     found = {name: {} for name in cases}  # name -> {octaves from the guess: Result}
-    try_octaves(lab, cases, found, {name: (-2, 0, 2) for name in cases}, f"{what}, step sizes")
+    try_octaves(lab, cases, found, {name: (0,) if lab.quick else (-2, 0, 2) for name in cases}, f"{what}, step sizes")
     for name in [name for name in cases if found[name][0].failed.startswith("refused")]:
         lab.skip(name, found.pop(name)[0].failed)
     if not lab.quick:
