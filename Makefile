@@ -20,7 +20,7 @@ WARN     := -Wall -Wextra -Werror
 MATH     := -fno-math-errno -fno-trapping-math
 CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(EXTRA)
 LDFLAGS   = -fopenmp $(EXTRA)
-LDLIBS   := -ldnnl -llapack -lfmt
+LDLIBS   := -ldnnl -llapack -lblas -lfmt
 
 LIB_SOURCES  ?= $(wildcard *.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
 TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))
@@ -56,8 +56,8 @@ help:
 	@echo 'make run        everything: install, build, get the text, train, plot, sample (4 minutes on 2 cores)'
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
-	@echo 'make bench      time per phase and operation against the floor of this machine'
 	@echo 'make anthology  every experiment on norms and rules, with tables and pictures (an hour on 2 cores)'
+	@echo 'make bench      time per phase, rule and operation against the floor of this machine'
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
@@ -86,9 +86,9 @@ check:
 
 bench:
 	@dev/install.sh $(RUN_PACKAGES) $(BENCH_PACKAGES)
-	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/harness
+	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
-	@$(if $(BENCH),,$(BUILD)/harness)
+	@$(if $(BENCH),,$(BUILD)/dev/bench_rules && $(BUILD)/harness)
 
 # Small models on the CPU, whatever the machine has; ANTHOLOGY=--quick makes everything tiny.
 anthology:
@@ -130,7 +130,7 @@ $(BUILD)/tests/all: $(call objects,$(TEST_SOURCES)) $(call objects,$(LIB_SOURCES
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/dev/bench: %: %.o $(call objects,$(LIB_SOURCES))
+$(BUILD)/dev/bench $(BUILD)/dev/bench_rules: %: %.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 HARNESS_SOURCES := $(wildcard dev/harness/*.cpp) $(if $(filter cpu,$(DEVICE)),,$(wildcard dev/harness/*.cu dev/lab/*.cu))

@@ -153,9 +153,10 @@ int run_info(const TrainOptions& options) {
   const std::unique_ptr<Tokenizer> tokenizer =
       options.train.empty() ? nullptr : find_tokenizer(options.train);
   Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len,
-            /*training=*/true);
+            /*training=*/true, /*micro_batches=*/1,
+            /*watch_logits=*/choose_qk_clip(options).on());
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
-  print_plan(options, model, optimizer);
+  print_plan(options, model, optimizer, Telemetry(ctx, model.parameters(), optimizer, options.norms_every));
   fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}\n", "tensor", "role", "shape", "norm",
              "lr", "decay", "s", "rule");
   const std::vector<RowInfo> rows = optimizer.describe();

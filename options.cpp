@@ -87,6 +87,9 @@ void add_reports(CLI::App& app, TrainOptions& o) {
   app.add_option("--val-tokens", o.val_tokens, "validate on at most this many tokens")->check(integer(1));
   app.add_option("--sample-every", o.sample_every, "steps; 0: never")->check(integer(0));
   app.add_option("--sample-tokens", o.sample_tokens, "tokens of a sample")->check(integer(1));
+  app.add_option("--norms-every", o.norms_every,
+                 "steps between measurements of norms, alignment and sharpness per tensor; 0: never")
+      ->check(integer(0));
   app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")
       ->check(integer(0));
   app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(integer(0));
@@ -110,6 +113,8 @@ void add_optimizer(CLI::App& app, TrainOptions& o) {
   app.add_option("--schedule", o.schedule,
                  "constant, linear, cosine, wsd, with keys warmup, cooldown, final");
   app.add_option("--grad-clip", o.grad_clip, "largest global gradient norm; 0: off")->check(number(0));
+  app.add_option("--qk-clip", o.qk_clip,
+                 "TAU[:alpha=0.5]: shrink q and k of heads with logits above TAU (MuonClip)");
   app.add_option("--sharpness", o.sharpness,
                  "> 0: step sizes from dual norms (Proposition 7), 0: from the schedule")
       ->check(number(0));
@@ -136,6 +141,18 @@ void add_evaluate(CLI::App& app, EvaluateOptions& o) {
   app.add_option("--tokens", o.tokens, "at most this many; 0: all")->check(integer(0));
   app.add_option("--logits", o.logits, "write tokens, last logits and loss of the first row as JSON");
   add_machine(app, o.machine);
+}
+
+void add_polar(CLI::App& app, PolarOptions& o) {
+  app.add_option("--ns", o.ns,
+                 "a set by name, or coefficients: 8x3.4445:-4.775:2.0315+2x2:-1.5:0.5; empty: all");
+  app.add_option("--steps", o.steps, "0: each set's own number; more repeat the last step")
+      ->check(integer(0, 100));
+  app.add_option("--least", o.least, "smallest singular value of X / ||X||_F that counts")
+      ->check(number(1e-12, 1));
+  app.add_option("--within", o.within, "> 0: the fewest steps that end in [1 - WITHIN, 1 + WITHIN]")
+      ->check(number(0, 0.5));
+  app.add_option("--plot", o.plot, "write columns x, value, value, ... for gnuplot");
 }
 
 std::string trim(const std::string& text) {
@@ -213,6 +230,8 @@ Options parse_options(std::vector<std::string> arguments) {
   CLI::App* evaluate = app.add_subcommand("evaluate", "loss of a model on token shards");
   CLI::App* info =
       app.add_subcommand("info", "what `train` with these options would do: memory, parameters, rules");
+  CLI::App* polar =
+      app.add_subcommand("polar", "how close to 1 the polynomials of Newton-Schulz bring singular values");
   add_prepare(*prepare, options.prepare);
   for (CLI::App* command : {train, info}) {
     add_run(*command, options.train, command == train);
@@ -224,6 +243,7 @@ Options parse_options(std::vector<std::string> arguments) {
   }
   add_generate(*generate, options.generate);
   add_evaluate(*evaluate, options.evaluate);
+  add_polar(*polar, options.polar);
   std::string config_file;  // consumed by expand_config; declared for --help
   for (CLI::App* command : app.get_subcommands({}))
     command->add_option("--config", config_file, "read options from FILE, lines 'batch-size = 8'");
@@ -241,7 +261,7 @@ Options parse_options(std::vector<std::string> arguments) {
     const auto chosen = app.get_subcommands();
     std::string what = error.what();
     std::replace(what.begin(), what.end(), '\n', ' ');
-    if (chosen.empty()) what = "no such command, name one of prepare, train, generate, evaluate, info";
+    if (chosen.empty()) what = "no such command, name one of prepare, train, generate, evaluate, info, polar";
     throw UsageError(fmt::format("{}, command line, see train_gpt {}--help", what,
                                  chosen.empty() ? "" : chosen[0]->get_name() + " "));
   }
@@ -250,6 +270,7 @@ Options parse_options(std::vector<std::string> arguments) {
                     : train->parsed()    ? Command::train
                     : generate->parsed() ? Command::generate
                     : evaluate->parsed() ? Command::evaluate
+                    : polar->parsed()    ? Command::polar
                                          : Command::info;
   return options;
 }
@@ -273,6 +294,7 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"shuffle", o.shuffle},
           {"val_every", o.val_every},
           {"val_tokens", o.val_tokens},
+          {"qk_clip", o.qk_clip},
           {"recipe", o.recipe},
           {"rules", rules},
           {"set", o.overrides},

@@ -33,8 +33,10 @@ struct TrainOptions {
   int64_t val_tokens = 1 << 20;  // at most this many; the validation data may hold fewer
   int64_t sample_every = 0;      // steps; 0: never
   int64_t sample_tokens = 256;
+  int64_t norms_every = 0;       // steps; 0: never. Telemetry in the paper's quantities
   int64_t checkpoint_every = 0;  // steps; 0: only after the last
   int64_t keep = 2;              // newest checkpoints to keep; 0: all
+  std::string qk_clip;           // TAU[:alpha=A], a bound on attention logits; empty: off
   std::string recipe = "muon";
   std::map<Role, std::string> rules;       // what the user set; the recipe fills in the rest
   std::vector<std::string> overrides;      // PATTERN=RULE, for tensors by name
@@ -66,7 +68,15 @@ struct EvaluateOptions {
   std::string logits;   // file for logits of the first row, JSON; empty: none
 };
 
-enum class Command : uint8_t { none, prepare, train, generate, evaluate, info };
+struct PolarOptions {
+  std::string ns;       // a set of polynomials or coefficients; empty: all sets
+  int steps = 0;        // 0: each set's own number
+  double least = 1e-3;  // smallest singular value of X / ||X||_F that counts
+  double within = 0;    // > 0: look for the fewest steps that bring all of them this close to 1
+  std::string plot;     // file for columns x, value, value, ...; empty: none
+};
+
+enum class Command : uint8_t { none, prepare, train, generate, evaluate, info, polar };
 
 struct Options {
   Command command = Command::none;  // none: help was printed
@@ -74,6 +84,7 @@ struct Options {
   TrainOptions train;  // also of `info`
   GenerateOptions generate;
   EvaluateOptions evaluate;
+  PolarOptions polar;
 };
 
 /// Reads the command line; `--config FILE` stands for the options in the file, and the command line wins over

@@ -13,10 +13,13 @@ double mebibytes(int64_t bytes) {
 }
 
 /// What a run takes, line by line, before anything is allocated.
-std::vector<MemoryLine> memory_plan(const Gpt& model, const Optimizer& optimizer) {
+std::vector<MemoryLine> memory_plan(const Gpt& model, const Optimizer& optimizer,
+                                    const Telemetry& telemetry) {
   std::vector<MemoryLine> plan = model.memory_plan();
-  plan.back().bytes = std::max(plan.back().bytes, optimizer.scratch_bytes());  // scratch is shared
+  plan.back().bytes = std::max(
+      {plan.back().bytes, optimizer.scratch_bytes(), telemetry.scratch_bytes()});  // scratch is shared
   plan.push_back({"optimizer state", optimizer.state_bytes()});
+  if (telemetry.bytes() > 0) plan.push_back({"telemetry", telemetry.bytes()});
   return plan;
 }
 
@@ -27,10 +30,12 @@ int64_t total(const std::vector<MemoryLine>& plan) {
 }
 
 /// The largest batch whose plan fits in `memory`; 0 when not even one row does.
-int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, int64_t seq_len, int64_t memory) {
+int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, const Telemetry& telemetry,
+                      int64_t seq_len, int64_t memory) {
   const auto fits = [&](int64_t B) {
-    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true),
-                             optimizer)) <= memory;
+    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true,
+                                 /*micro_batches=*/1, model.watches_logits()),
+                             optimizer, telemetry)) <= memory;
   };
   int64_t good = 0, bad = 1;
   while (bad < int64_t{1} << 20 && fits(bad)) good = bad, bad *= 2;
@@ -39,12 +44,13 @@ int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, int64_t seq_
 }
 }  // namespace
 
-void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
+void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer,
+                const Telemetry& telemetry) {
   const ModelConfig& c = model.config();
   const Context& ctx = model.context();
   const int64_t memory = usable_memory(ctx);
-  const std::vector<MemoryLine> plan = memory_plan(model, optimizer);
-  const int64_t largest = largest_batch(model, optimizer, options.seq_len, memory);
+  const std::vector<MemoryLine> plan = memory_plan(model, optimizer, telemetry);
+  const int64_t largest = largest_batch(model, optimizer, telemetry, options.seq_len, memory);
   std::string lines;
   for (const MemoryLine& line : plan) lines += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
   fmt::print("device     {}\n", describe_device(ctx));
@@ -56,15 +62,22 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
              options.seq_len);
   fmt::print("memory     {:.1f} MiB of {:.1f}: {}\n", mebibytes(total(plan)), mebibytes(memory),
              lines.substr(2));
+  const QkClipOptions qk_clip = choose_qk_clip(options);
+  if (qk_clip.on())
+    fmt::print("qk-clip    heads whose attention logits exceed {:g}; q takes {:g} of the shrinking\n",
+               qk_clip.tau, qk_clip.alpha);
   std::fflush(stdout);
 }
 
-void expect_memory(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer) {
-  const int64_t memory = usable_memory(model.context()), bytes = total(memory_plan(model, optimizer));
+void expect_memory(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer,
+                   const Telemetry& telemetry) {
+  const int64_t memory = usable_memory(model.context()),
+                bytes = total(memory_plan(model, optimizer, telemetry));
   if (bytes <= memory) return;
   throw RunError(fmt::format(
       "the plan needs {:.1f} GiB and {} has {:.1f}, --model {} --batch-size {}, use a smaller model, or "
       "a smaller batch with a larger --grad-accum (up to {} rows fit)",
       mebibytes(bytes) / 1024, model.context().device ? "the GPU" : "this machine", mebibytes(memory) / 1024,
-      options.model, options.batch_size, largest_batch(model, optimizer, options.seq_len, memory)));
+      options.model, options.batch_size,
+      largest_batch(model, optimizer, telemetry, options.seq_len, memory)));
 }

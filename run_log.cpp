@@ -32,8 +32,8 @@ bool is_superseded(const nlohmann::ordered_json& line, int64_t step) {
   if (type == "run") return false;
   if (type == "end") return true;
   const int64_t at = line.value("step", int64_t{0});
-  // `train` at step k precedes update k; everything else at step k follows update k - 1.
-  return type == "train" ? at >= step : at > step;
+  // `train` and `norms` at step k belong to update k; everything else at step k follows update k - 1.
+  return type == "train" || type == "norms" ? at >= step : at > step;
 }
 }  // namespace
 

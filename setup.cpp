@@ -109,6 +109,10 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
   return chosen;
 }
 
+QkClipOptions choose_qk_clip(const TrainOptions& options) {
+  return parse_qk_clip("--qk-clip", options.qk_clip);
+}
+
 nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& config,
                             const OptimizerOptions& optimizer, uint64_t data_fingerprint) {
   nlohmann::json rules = nlohmann::json::object();
@@ -125,6 +129,7 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
           {"seed", options.seed},
           {"shuffle", options.shuffle},
           {"data_fingerprint", data_fingerprint},
+          {"qk_clip", choose_qk_clip(options).str()},
           {"rules", rules},
           {"schedule", optimizer.schedule.str()},
           {"grad_clip", optimizer.grad_clip},

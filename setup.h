@@ -10,6 +10,7 @@
 #include "model/config.h"
 #include "model/kernels/context.h"
 #include "optim/optimizer.h"
+#include "optim/qk_clip.h"
 #include "options.h"
 
 /// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest
@@ -29,6 +30,9 @@ ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer
 
 /// The recipe, overridden by what the user set. UsageError for a role that the model does not have.
 OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTable& parameters);
+
+/// What --qk-clip asks for.
+QkClipOptions choose_qk_clip(const TrainOptions& options);
 
 /// What state.json of a checkpoint says about the run that wrote it.
 struct RunState {

@@ -20,7 +20,9 @@
 #include "model/flops.h"
 #include "model/generate.h"
 #include "model/kernels/readback.h"
+#include "norms_report.h"
 #include "plan.h"
+#include "polar_tool.h"
 #include "run_log.h"
 #include "setup.h"
 
@@ -39,6 +41,8 @@ struct Run {
   const MachineRates rates;       // of this machine, measured at the start
   Gpt& model;
   Optimizer& optimizer;
+  Telemetry& telemetry;
+  QkClip* const qk_clip;  // null without --qk-clip
   BatchReader& batches;
   const Loader& val_data;  // one row at a time
   RunLog& log;
@@ -48,17 +52,19 @@ struct Run {
   StepGraph graph{model.context(), optimizer.capturable()};
   Readback losses{model.context(), 1};
   struct Enqueued {
-    int64_t step, loss, report;  // tickets of what it will say
+    int64_t step, loss, report, clip;  // tickets of what it will say
     double start;
   };
   std::deque<Enqueued> enqueued = {};
-  double last_end = 0;  // when the last step's numbers came
+  double last_end = 0;                  // when the last step's numbers came
+  std::optional<StepNorms> norms = {};  // of the last measured step
 
   int64_t next_step() const { return state.step + static_cast<int64_t>(enqueued.size()); }
   bool due(int64_t every) const { return every > 0 && next_step() % every == 0; }
   void enqueue_step();
   void finish_steps(size_t leave);
   void finish(const Enqueued& step);
+  void measure(int64_t step, const std::function<void()>& gradients, const std::function<void(bool)>& update);
   void validate();
   void sample();
   void checkpoint();
@@ -71,13 +77,39 @@ void Run::enqueue_step() {
   const BatchReader::Batch global = batches.next();
   const std::vector<TokenBatch> micro =
       model.stage(global.inputs, global.targets, options.grad_accum, {options.batch_size, options.seq_len});
-  graph.run([&] {
+  const auto gradients = [&] {
     for (size_t i = 0; i < micro.size(); ++i)
       model.enqueue_forward_backward(micro[i], 1.0 / static_cast<double>(micro.size()), /*accumulate=*/i > 0);
-    optimizer.step(step, options.steps);
+  };
+  const auto update = [&](bool keep_directions) {
+    optimizer.step(step, options.steps, keep_directions);
+    if (qk_clip != nullptr) qk_clip->step(optimizer.guard());
     losses.fetch(model.loss());
-  });
-  enqueued.push_back({step, losses.mark(), optimizer.mark(), start});
+  };
+  if (telemetry.due(step)) {
+    measure(step, gradients, update);
+  } else {
+    graph.run([&] {
+      gradients();
+      update(/*keep_directions=*/false);
+    });
+  }
+  enqueued.push_back(
+      {step, losses.mark(), optimizer.mark(), qk_clip != nullptr ? qk_clip->mark() : -1, start});
+}
+
+/// The same step with telemetry, which waits.
+void Run::measure(int64_t step, const std::function<void()>& gradients,
+                  const std::function<void(bool)>& update) {
+  finish_steps(0);  // so that the log stays in order
+  norms = telemetry.measure({.t = step,
+                             .gradients =
+                                 [&] {
+                                   gradients();
+                                   return OnHost(model.context(), model.loss())->f64()[0];
+                                 },
+                             .update = [&] { update(/*keep_directions=*/true); }});
+  log.write(norms_line(*norms));
 }
 
 /// Waits for the steps that were enqueued, all but the newest `leave`.
@@ -101,16 +133,19 @@ void Run::finish(const Enqueued& step) {
   const double speed = static_cast<double>(tokens) / seconds;
   const double flops = train_flops_per_token(model.config(), options.seq_len) * speed;
   const double floor = floor_seconds(model.config(), options.seq_len, model.context().dtype, tokens, rates);
-  log.write({{"type", "train"},
-             {"step", step.step},
-             {"tokens", step.step * tokens},
-             {"loss", loss},
-             {"grad_norm", report.grad_norm},
-             {"lr", report.lr},
-             {"step_ms", seconds * 1e3},
-             {"tokens_per_second", speed},
-             {"mfu", flops / rates.flops},
-             {"speed_of_light", floor / seconds}});
+  nlohmann::ordered_json line = {{"type", "train"},
+                                 {"step", step.step},
+                                 {"tokens", step.step * tokens},
+                                 {"loss", loss},
+                                 {"grad_norm", report.grad_norm},
+                                 {"lr", report.lr},
+                                 {"step_ms", seconds * 1e3},
+                                 {"tokens_per_second", speed},
+                                 {"mfu", flops / rates.flops},
+                                 {"speed_of_light", floor / seconds}};
+  if (qk_clip != nullptr) line["max_logit"] = qk_clip->max_logit(step.clip);
+  if (report.eta > 0) line["eta"] = report.eta;
+  log.write(line);
   progress.update({step.step + 1, loss, state.val_loss, speed});
 }
 
@@ -172,13 +207,19 @@ int train(const TrainOptions& options) {
       {.rows = options.rows(), .T = options.seq_len, .shuffle = options.shuffle, .seed = options.seed});
   const Loader val_data(val_shards, {.rows = 1, .T = options.seq_len});
 
-  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true, options.grad_accum);
+  const QkClipOptions clip_options = choose_qk_clip(options);
+  Gpt model(ctx, config, options.batch_size * options.seq_len, /*training=*/true, options.grad_accum,
+            /*watch_logits=*/clip_options.on());
   const OptimizerOptions rules = choose_optimizer(options, model.parameters());
   Optimizer optimizer(ctx, model.parameters(), rules);
-  print_plan(options, model, optimizer);
-  expect_memory(options, model, optimizer);
+  Telemetry telemetry(ctx, model.parameters(), optimizer, options.norms_every);
+  print_plan(options, model, optimizer, telemetry);
+  expect_memory(options, model, optimizer, telemetry);
   model.allocate();
   optimizer.allocate();
+  telemetry.allocate();
+  std::optional<QkClip> qk_clip;
+  if (clip_options.on()) qk_clip.emplace(ctx, model.parameters(), model.max_logits(), clip_options);
 
   const nlohmann::json identity = run_identity(options, config, rules, train_shards.fingerprint());
   RunState state;
@@ -196,8 +237,10 @@ int train(const TrainOptions& options) {
   if (!resume_from) log.write(run_line(options, model, rules, rates));
   Progress progress(state.step, options.steps);
   BatchReader batches(train_data, state.step);
-  Run run{options, tokenizer.get(), identity, rates,    model, optimizer,
-          batches, val_data,        log,      progress, state};
+  Run run{options, tokenizer.get(), identity,  rates,
+          model,   optimizer,       telemetry, qk_clip ? &*qk_clip : nullptr,
+          batches, val_data,        log,       progress,
+          state};
 
   const InterruptGuard interrupt;
   const size_t behind =
@@ -231,6 +274,7 @@ int train(const TrainOptions& options) {
              {"train_seconds", run.state.train_seconds},
              {"val_loss", run.state.val_loss},
              {"peak_rss_mb", peak_rss_mb()}});
+  if (run.norms) fmt::print("{}", norms_table(*run.norms));
   fmt::print("done: {} steps in {} of training, validation loss {:.6f}, peak memory {:.0f} MiB\n",
              run.state.step, clock_text(run.state.train_seconds), run.state.val_loss, peak_rss_mb());
   return 0;
@@ -250,6 +294,8 @@ int run_command(const Options& options) {
       return run_evaluate(options.evaluate);
     case Command::info:
       return run_info(options.train);
+    case Command::polar:
+      return run_polar(options.polar);
   }
   return 2;
 }

@@ -5,6 +5,7 @@
 #include "model/kernels/attention.h"
 #include "model/kernels/cross_entropy.h"
 #include "model/kernels/embedding.h"
+#include "model/kernels/head_max.h"
 #include "model/kernels/layernorm.h"
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
@@ -85,12 +86,14 @@ struct Gpt::Layer {
         fc_proj{table.at(h + "mlp.c_proj.weight"), table.at(h + "mlp.c_proj.bias")} {}
 };
 
-Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches)
+Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches,
+         bool watch_logits)
     : ctx_(ctx),
       config_(config),
       max_tokens_(max_tokens),
       micro_batches_(micro_batches),
       training_(training),
+      watch_logits_(watch_logits),
       parameters_(config) {
   for (int64_t l = 0; l < config.L; ++l) blocks_.emplace_back(parameters_, "h." + std::to_string(l) + ".");
 
@@ -126,6 +129,10 @@ Gpt::Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool train
   keep.add(&logits_, half, {logit_rows(ctx, config, N), config.padded_V()});
   keep.add(&losses_, {N});
   keep.add(&loss_, DType::f64, {1});
+  if (watch_logits) {
+    keep.add(&row_max_, {N * config.NH});
+    keep.add(&max_logits_, DType::f64, {config.L, config.NH});
+  }
   if (!training) return;
   gradient_arena_.add(&dx_, half, {N, C});
   gradient_arena_.add(&dln_, half, {N, C});
@@ -188,7 +195,7 @@ TokenBatch Gpt::stage_one(const Tensor& tokens, const Tensor& targets) {
   return stage(tokens.i32(), targets.i32(), 1, tokens.shape)[0];
 }
 
-void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
+void Gpt::run_blocks(const Tensor& tokens, int64_t first, Watch watch) {
   const int64_t B = tokens.shape[0], T = tokens.shape[1], NH = config_.NH;
   if (B * T > max_tokens_ || T > config_.positions)
     throw ShapeError("Gpt: batch " + tokens.shape.str() + " is larger than planned");
@@ -197,7 +204,7 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
     return rows(t, B, T, first);
   };  // (B, T, C), (B, T, 3C) or (B, T, 4C)
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T, first); };  // (B, T)
-  const auto lse = [&](const Tensor& t) { return Tensor(t.data, t.dtype, Shape{B, NH, T}); };
+  const auto per_row = [&](const Tensor& t) { return Tensor(t.data, t.dtype, Shape{B, NH, T}); };
 
   const Tensor delta = x(delta_);  // what the previous branch adds to the residual stream
   Tensor residual;
@@ -222,10 +229,15 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first) {
                              .delta = l == 0 ? Tensor() : delta});
     linear_forward(ctx_, w.qkv, x(a.qkv), x(a.ln1));
     attention_forward(ctx_, {.out = rows(a.attention, B, T),
-                             .lse = lse(a.lse),
+                             .lse = per_row(a.lse),
                              .qkv = rows(a.qkv, B, T),
                              .NH = NH,
-                             .first = first});
+                             .first = first,
+                             .row_max = watch == Watch::nothing ? Tensor() : per_row(row_max_)});
+    if (watch != Watch::nothing)
+      head_max(ctx_, {.largest = max_logits_[l],
+                      .row_max = per_row(row_max_),
+                      .accumulate = watch == Watch::accumulate});
     linear_forward(ctx_, w.proj, delta, x(a.attention));
     layernorm_forward(ctx_, {.y = x(a.ln2),
                              .mean = stat(a.ln2_mean),
@@ -360,7 +372,10 @@ double Gpt::forward(const Tensor& tokens, const Tensor& targets) {
 void Gpt::enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate) {
   expect(training_, "Gpt::forward_backward: the model was built without training");
   ctx_.begin_phase("forward");
-  run_blocks(batch.tokens);
+  run_blocks(batch.tokens, 0,
+             !watch_logits_ ? Watch::nothing
+             : accumulate   ? Watch::accumulate
+                            : Watch::begin);
   ctx_.begin_phase("head");
   head(batch.targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
   add_loss(batch.tokens.size(), grad_scale, accumulate);

@@ -51,8 +51,9 @@ class Gpt {
  public:
   /// A model for batches of up to `max_tokens` = B*T tokens. `training` adds gradients and keeps every
   /// layer's activations; without it all layers share one set. Plans only: nothing is allocated yet.
-  /// `micro_batches` is how many batches are staged at once.
-  Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches = 1);
+  /// `micro_batches` is how many batches are staged at once. `watch_logits` adds max_logits().
+  Gpt(Context& ctx, const ModelConfig& config, int64_t max_tokens, bool training, int64_t micro_batches = 1,
+      bool watch_logits = false);
   ~Gpt();
 
   /// What allocate() will take, scratch included.
@@ -62,6 +63,7 @@ class Gpt {
   Context& context() const { return ctx_; }
   const ModelConfig& config() const { return config_; }
   int64_t max_tokens() const { return max_tokens_; }
+  bool watches_logits() const { return watch_logits_; }
   ParameterTable& parameters() { return parameters_; }
   const ParameterTable& parameters() const { return parameters_; }
 
@@ -75,6 +77,11 @@ class Gpt {
   void enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate);
   /// (1) float64, where the model computes: what enqueue_forward_backward() has summed up, in nats per token.
   const Tensor& loss() const { return loss_; }
+
+  /// (L, NH) float64, where the model computes: the largest attention logit, scaled as softmax sees it, of
+  /// each layer and head over the same micro-batches: all since the last that did not accumulate. A NaN
+  /// stays. Only of models that watch their logits.
+  const Tensor& max_logits() const { return max_logits_; }
 
   /// The same for a batch in host memory, waiting: the batch's mean loss. `tokens`, `targets`: (B, T) int32,
   /// B*T <= max_tokens, T <= positions, ids < V.
@@ -100,9 +107,11 @@ class Gpt {
     bool with_gradient = false;
     bool accumulate = false;
   };
+  /// What becomes of max_logits().
+  enum class Watch : uint8_t { nothing, begin, accumulate };
   /// Everything up to the last layernorm, for tokens from `first` on; earlier ones as the previous call left
   /// them.
-  void run_blocks(const Tensor& tokens, int64_t first = 0);
+  void run_blocks(const Tensor& tokens, int64_t first = 0, Watch watch = Watch::nothing);
   /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
   void head(const Tensor& targets, const HeadOptions& options);
   /// From the gradient of the last layernorm's output down to the embeddings.
@@ -121,7 +130,7 @@ class Gpt {
   Context& ctx_;
   ModelConfig config_;
   int64_t max_tokens_, micro_batches_;
-  bool training_;
+  bool training_, watch_logits_;
   ParameterTable parameters_;
   std::vector<Layer> blocks_;
   std::vector<LayerActivations> layers_;
@@ -133,6 +142,7 @@ class Gpt {
   Tensor lnf_, lnf_mean_, lnf_rstd_;  // (N, C), (N), (N)
   Tensor logits_;                     // (chunk rows, padded V): one chunk of logits, then of their gradient
   Tensor losses_, loss_;              // (N), (1) float64
+  Tensor row_max_, max_logits_;       // (N * NH) as (B, NH, T), of one layer at a time; (L, NH) float64
   Tensor dx_, dln_;                   // (N, C) gradient of the residual stream; of a layernorm's output
   Tensor dwide_;                      // (N, 4C) gradient inside the MLP, or (N, 3C) of qkv
   std::unique_ptr<Upload> upload_;    // tokens, targets and order of the staged batches

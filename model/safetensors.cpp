@@ -248,6 +248,8 @@ void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
     convert<uint16_t>(from, to, host->f32(), from_f16);
   else if (f32 && entry.dtype == "BF16")
     convert<uint16_t>(from, to, host->f32(), from_bf16);
+  else if (to.value.dtype == DType::f64 && entry.dtype == "F64")
+    convert<double>(from, to, host->f64(), same);
   else if (to.value.dtype == DType::i32 && entry.dtype == "I32")
     convert<int32_t>(from, to, host->i32(), same);
   else if (to.value.dtype == DType::bf16 && entry.dtype == "BF16")

@@ -15,7 +15,7 @@
 /// A tensor under a name, as optimizers and models hand them over.
 struct NamedTensor {
   std::string name;
-  Tensor value;              // f32, bf16 or i32
+  Tensor value;              // f32, bf16, i32 or f64
   bool transposed = false;   // on disk a matrix (rows, cols) becomes (cols, rows)
   Context* where = nullptr;  // whose memory `value` lies in; null: the host's
 };

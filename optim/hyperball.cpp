@@ -27,9 +27,9 @@ void hyperball(Context& ctx, std::span<const Block> blocks, double lr, bool firs
     if (first) row_norms(ctx, {.norms = radius, .x = w});
     to_radius(ctx, u, norm, radius);
     smooth(ctx, {.u = y, .g = w});
-    apply_update(ctx, {.w = y, .u = u, .step = static_cast<float>(lr)});
+    apply_update(ctx, {.w = y, .u = u, .step = lr});
     to_radius(ctx, y, norm, radius);
-    smooth(ctx, {.u = u, .g = w, .gain = static_cast<float>(1 / lr)});
-    apply_update(ctx, {.w = u, .u = y, .step = static_cast<float>(1 / lr)});
+    smooth(ctx, {.u = u, .g = w, .gain = 1 / lr});
+    apply_update(ctx, {.w = u, .u = y, .step = 1 / lr});
   }
 }

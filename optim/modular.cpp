@@ -26,7 +26,7 @@ double steepest_descent(Context& ctx, std::span<const ModularTerm> gradients, do
   const double eta = steepest_step(modular_dual_norm(ctx, gradients), sharpness);
   for (const ModularTerm& term : gradients) {
     dualize(ctx, {.out = term.x, .g = term.x, .norm = term.norm, .transposed = term.transposed});
-    smooth(ctx, {.u = term.x, .g = term.x, .gain = static_cast<float>(-eta / term.s)});
+    smooth(ctx, {.u = term.x, .g = term.x, .gain = -eta / term.s});
   }
   return eta;
 }

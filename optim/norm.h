@@ -15,6 +15,7 @@
 //   scaled-l1-linf      in max |W_ij|               sum |G_ij| / in                 sign(G) / in      (Scion's head)
 //   l2-l2               max s                       sum s  (the nuclear norm)       U V^T
 //   rms-rms             sqrt(in / out) max s        sqrt(out / in) sum s            sqrt(out / in) U V^T
+//   nuclear             sum s                       max s                           u_1 v_1^T, of rank one
 //   spectral-keller     max s / k                   k sum s                         k U V^T,  k = sqrt(max(1, out / in))
 //   spectral-moonlight  max s / k                   k sum s                         k U V^T,  k = 0.2 sqrt(max(out, in))
 //   l1-lp               max_j ||w_j||_p             sum_j ||g_j||_q                 columns: dual vectors of the p-norm
@@ -23,9 +24,12 @@
 //   rms-linf            sqrt(in) max_i ||w_i||_2    sum_i ||g_i||_2 / sqrt(in)      rows: g_i / (sqrt(in) ||g_i||_2)
 // clang-format on
 //
-// p is any number in [1, inf], written l1-l2, l1-l1.5, l3-linf, linf-linf. The dual vector of the p-norm at g
-// is sign(g_i) |g_i|^(q-1) / ||g||_q^(q-1): g / ||g||_2 for p = 2, sign(g) for p = inf, one entry of sign(g)
-// where |g| is largest for p = 1. l2 and linf of vectors are frobenius and l1-linf.
+// p is any number in [1, inf], written l1-l2, l1-l1.5, l3-linf, linf-linf (Proposition 8). The dual vector of
+// the p-norm at g is sign(g_i) |g_i|^(q-1) / ||g||_q^(q-1): g / ||g||_2 for p = 2, sign(g) for p = inf, one
+// entry of sign(g) where |g| is largest for p = 1, the first of equals. l1-linf is its own name: the entries'
+// norm, as the formula of l1-lp says, too; l2-l2 is the spectral norm, which belongs to neither family. u_1
+// v_1^T is of the largest singular value; when several are equally large, the pair that LAPACK lists first.
+// l2 and linf of vectors are frobenius and l1-linf.
 //
 // "a-b" is the operator norm max ||W x||_b / ||x||_a; RMS is ||x||_2 / sqrt(length).
 //
@@ -33,10 +37,10 @@
 // frobenius, rms and l1-linf). `transposed` says that the storage is (in, out), as embeddings are: the
 // paper's column j is storage row j. A zero gradient gives zero, and so does a zero row or column where rows
 // or columns count. A NaN in gives NaN out. Sums and singular values are float64, so inputs near 1e-20 work.
-// Deterministic. float32.
+// Deterministic. float32 or float64, `out` and `g` the same.
 //
 // On a GPU norms and dual norms wait for their numbers; dualize only enqueues work, but for what has no
-// kernels: singular values and polar factors by SVD, l1-l1 and linf-linf are computed on the host.
+// kernels: singular values and what is made of singular vectors are computed on the host (see on_host).
 #pragma once
 
 #include <cstdint>
@@ -54,6 +58,7 @@ enum class NormKind : uint8_t {
   scaled_l1_linf,
   l2_l2,
   rms_rms,
+  nuclear,
   spectral_keller,
   spectral_moonlight,
   l1_lp,
@@ -64,7 +69,7 @@ enum class NormKind : uint8_t {
 
 struct Norm {
   NormKind kind = NormKind::frobenius;
-  double p = 2;  // of l1-lp and lp-linf; 2 for all others
+  double p = 2;  // of l1-lp and lp-linf, 1 to infinity; 2 for all others
   bool operator==(const Norm&) const = default;
 };
 
@@ -74,8 +79,11 @@ std::span<const char* const> norm_names();
 std::string norm_name(const Norm& norm);
 /// The norm of that name; nothing when there is none.
 std::optional<Norm> find_norm(const std::string& name);
-/// True for the norms made of singular values.
+/// True for the norms that are a multiple of the largest singular value: their dual vectors are polar
+/// factors.
 bool is_spectral(const Norm& norm);
+/// True when dualize() computes on the host, so that a GPU waits for it. `polar` as in Dualize.
+bool on_host(const Norm& norm, const PolarMethod* polar = nullptr);
 
 /// c with norm = base / c, dual_norm = c base and dualize = c base, where base is the table's row without out
 /// and in: sqrt(out / in) for rms-rms.
@@ -100,6 +108,6 @@ struct Dualize {
 /// Replaces every matrix by its dual vector.
 void dualize(Context& ctx, const Dualize& args);
 
-/// Scratch that norms(), dual_norms() and dualize() take for f32 tensors of this shape.
-int64_t norm_scratch_bytes(const Context& ctx, const Norm& kind, const Shape& shape,
+/// Scratch that norms(), dual_norms() and dualize() take for tensors of this shape and dtype.
+int64_t norm_scratch_bytes(const Context& ctx, const Norm& kind, const Shape& shape, DType dtype,
                            const PolarMethod* polar = nullptr);

@@ -44,6 +44,11 @@ Shape block_shape(const Parameter& p) {
   return {p.shape[0] / p.matrices, p.shape[1]};
 }
 
+/// The group that the parameter's blocks belong to, without any blocks yet.
+Group group_of(const Parameter& p) {
+  return {.shape = block_shape(p), .transposed = p.stored_transposed(), .blocks = {}};
+}
+
 /// `count` blocks of this shape, one below the other.
 Shape stacked(const Shape& block, int count) {
   switch (block.rank()) {
@@ -111,7 +116,7 @@ void Optimizer::assign_rules() {
                      .text = named->text,
                      .by = named->by,
                      .sensitivity = named->rule->sensitivity() * sensitivities[rows_.size()],
-                     .specs = named->rule->state(block_shape(p))});
+                     .specs = named->rule->state(group_of(p))});
   }
   for (const Named& named : by_name)
     if (!named.used)
@@ -164,8 +169,7 @@ void Optimizer::plan_state() {
 Optimizer::~Optimizer() = default;
 
 size_t Optimizer::batch_for(const Row& row) {
-  const Group group{
-      .shape = block_shape(*row.parameter), .transposed = row.parameter->stored_transposed(), .blocks = {}};
+  const Group group = group_of(*row.parameter);
   for (size_t i = 0; i < batches_.size(); ++i)
     if (batches_[i].rule == row.rule && batches_[i].sensitivity == row.sensitivity &&
         batches_[i].group.shape == group.shape && batches_[i].group.transposed == group.transposed)
@@ -285,8 +289,8 @@ void Optimizer::apply() {
     list.push_back({.w = p.value,
                     .u = p.grad,
                     .copy = p.compute.data == p.value.data ? Tensor{} : p.compute,
-                    .step = static_cast<float>(batch.lr / batch.sensitivity),
-                    .decay = static_cast<float>(batch.lr * row.rule->weight_decay()),
+                    .step = batch.lr / batch.sensitivity,
+                    .decay = batch.lr * row.rule->weight_decay(),
                     .cautious = row.rule->cautious(),
                     .guard = grad_scale_});
   }

@@ -105,6 +105,10 @@ class Optimizer {
   /// How the last step moved each parameter, in the order of the table.
   std::vector<RowStep> last_steps() const;
 
+  /// (1), where ctx computes: NaN when the last step's gradient was not finite, so that the step changed
+  /// nothing. Whoever changes weights after a step does as update.h does with its `guard`.
+  const Tensor& guard() const { return grad_scale_; }
+
   /// Marks the last step as enqueued, for report().
   int64_t mark();
   /// Waits for that step and says what it did; to be asked before the second next step is enqueued. Throws

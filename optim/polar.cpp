@@ -1,84 +1,27 @@
 #include "optim/polar.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <utility>
 
-#include "error.h"
-#include "keyed.h"
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
 #include "optim/at_once.h"
+#include "optim/eigen.h"
+#include "optim/inverse_root.h"
+#include "optim/lines.h"
+#include "optim/power.h"
 #include "optim/svd.h"
 #include "optim/update.h"
+#include "random.h"
 
 namespace {
-constexpr Quintic kKeller[] = {{3.4445, -4.7750, 2.0315}};
-constexpr Quintic kCubic[] = {{1.5, -0.5, 0}};
-constexpr Quintic kConvergent[] = {{2, -1.5, 0.5}};
-constexpr Quintic kHybrid[] = {
-    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-    {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {2, -1.5, 0.5}};
-constexpr Quintic kPolarExpress[] = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
-                                     {4.042929935166739, -2.808917465908714, 0.5000178451051316},
-                                     {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
-                                     {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
-                                     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323}};
-constexpr Quintic thousandths(double a, double b, double c) {
-  return {a / 1024, b / 1024, c / 1024};
-}
-constexpr Quintic kModula[] = {thousandths(3955, -8306, 5008), thousandths(3735, -6681, 3463),
-                               thousandths(3799, -6499, 3211), thousandths(4019, -6385, 2906),
-                               thousandths(2677, -3029, 1162), thousandths(2172, -1833, 682)};
+using Kind = PolarMethod::Kind;
 
-constexpr PolarRow kRows[] = {
-    {"svd", {}, 0},         {"keller5", kKeller, 5},        {"polar-express", kPolarExpress, 5, 1.02},
-    {"cubic", kCubic, 20},  {"quintic12", kConvergent, 12}, {"hybrid", kHybrid, 10},
-    {"modula6", kModula, 6}};
-}  // namespace
-
-std::span<const PolarRow> polar_rows() {
-  return kRows;
-}
-
-std::span<const char* const> polar_names() {
-  static constexpr auto kNames = [] {
-    std::array<const char*, std::size(kRows)> names{};
-    for (size_t i = 0; i < names.size(); ++i) names[i] = kRows[i].name;
-    return names;
-  }();
-  return kNames;
-}
-
-PolarMethod polar_method(const std::string& text, int steps, const std::string& option) {
-  for (const PolarRow& row : kRows) {
-    if (text != row.name) continue;
-    if (row.steps.empty() && steps != 0)
-      throw UsageError(fmt::format("{} takes no steps, {}, leave steps out", text, option));
-    PolarMethod method{.name = row.name, .safety = row.safety};
-    if (row.steps.empty()) return method;
-    method.kind = PolarMethod::Kind::newton_schulz;
-    for (int k = 0; k < (steps > 0 ? steps : row.default_steps); ++k)
-      method.steps.push_back(row.steps[std::min(static_cast<size_t>(k), row.steps.size() - 1)]);
-    return method;
-  }
-  throw UsageError(
-      fmt::format("'{}' is unknown, {}, choose one of: {}", text, option, listed(polar_names())));
-}
-
-double PolarMethod::apply(double x) const {
-  for (const Quintic& step : steps) x *= step.a + x * x * (step.b + x * x * step.c);
-  return x;
-}
-
-namespace {
 /// How a batch will be computed.
 struct Plan {
   const PolarMethod& method;
+  bool normalize;
   DType dtype;
   bool tall;        // rows > cols: multiply from the right
   int64_t n, m;     // the smaller and the larger side
@@ -87,19 +30,26 @@ struct Plan {
 
   int steps() const { return static_cast<int>(method.steps.size()); }
   const Quintic& step(int k) const { return method.steps[static_cast<size_t>(k)]; }
-  /// Elements of scratch that one matrix needs.
-  int64_t elements() const { return (gram ? 4 : 2) * n * n + n * m; }
+  /// Of norms, scales and the Gram matrix that scales come from.
+  DType wide() const { return dtype == DType::bf16 ? DType::f32 : dtype; }
+  /// Bytes of scratch that one matrix needs.
+  int64_t bytes() const {
+    const int64_t squares = method.kind == Kind::newton ? 1 : gram ? 4 : 2;
+    const int64_t start = (1 + (method.aol ? n + n * n : 0)) * dtype_bytes(wide());
+    return dtype_bytes(dtype) * (squares * n * n + n * m) + start;
+  }
 };
 
 /// Into how many runs the steps are cut, each with a fresh X and R = X X^T. Rounding leaves an error near
-/// 1e-7 in R, which every step of a run but the last multiplies by up to the square of its slope at 0. Up to
-/// a gain of 150, about 1e-3 of that reaches the result, and only in directions whose singular value was
-/// nearly 0.
-int gram_runs(const PolarMethod& method) {
+/// 1e-7 in R (1e-16 in f64), which every step of a run but the last multiplies by up to the square of its
+/// slope at 0. Up to a gain of 150, about 1e-3 of that reaches the result, and only in directions whose
+/// singular value was nearly 0. In f64 a gain of 1000 leaves 1e-10.
+int gram_runs(const PolarMethod& method, DType dtype) {
+  const double most = dtype == DType::f64 ? 1000 : 150;
   int runs = 1;
   double gain = 1;
   for (size_t k = 0; k + 1 < method.steps.size(); ++k)
-    if ((gain *= method.steps[k].a) > 150) {
+    if ((gain *= method.steps[k].a) > most) {
       ++runs;
       gain = 1;
     }
@@ -109,20 +59,23 @@ int gram_runs(const PolarMethod& method) {
 /// T steps on one Gram matrix cost 3 m n^2 + (4 T - 3) n^3 multiply-adds (symmetric products at half price),
 /// T steps on X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on. (At full price, as
 /// on a GPU, 2 m n^2 + (4 T - 3) n^3 for one run against (2 m n^2 + n^3) T: the same from here on.)
-bool prefer_gram(const PolarMethod& method, int64_t n, int64_t m) {
-  return 2 * m >= 3 * n && static_cast<int>(method.steps.size()) >= 2 * gram_runs(method);
+bool prefer_gram(const PolarMethod& method, DType dtype, int64_t n, int64_t m) {
+  return dtype != DType::bf16 && 2 * m >= 3 * n &&
+         static_cast<int>(method.steps.size()) >= 2 * gram_runs(method, dtype);
 }
 
-Plan make_plan(const Context& ctx, const Shape& shape, DType dtype, const PolarMethod& method) {
+Plan make_plan(const Context& ctx, const Shape& shape, DType dtype, const PolarMethod& method,
+               bool normalize) {
   Plan plan{.method = method,
+            .normalize = normalize,
             .dtype = dtype,
             .tall = shape[1] > shape[2],
             .n = std::min(shape[1], shape[2]),
             .m = std::max(shape[1], shape[2]),
             .gram = false,
             .at_once = 1};
-  plan.gram = dtype == DType::f32 && prefer_gram(method, plan.n, plan.m);
-  plan.at_once = at_once(ctx, dtype_bytes(dtype) * plan.elements(), shape[0]);
+  plan.gram = prefer_gram(method, dtype, plan.n, plan.m);
+  if (!method.on_host()) plan.at_once = at_once(ctx, plan.bytes(), shape[0]);
   return plan;
 }
 
@@ -133,8 +86,8 @@ void apply_small(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& 
                        .a = plan.tall ? x : small,
                        .b = plan.tall ? small : x,
                        .addend = x,
-                       .alpha = static_cast<float>(scale),
-                       .beta = static_cast<float>(a)});
+                       .alpha = scale,
+                       .beta = a});
 }
 
 /// gram = x x^T, or x^T x for tall x.
@@ -146,26 +99,42 @@ void gram_of(Context& ctx, const Plan& plan, const Tensor& gram, const Tensor& x
 
 /// small = b r + c r^2
 void polynomial(Context& ctx, const Quintic& step, const Tensor& small, const Tensor& r) {
-  batched_matmul(ctx, {.c = small,
-                       .a = r,
-                       .b = r,
-                       .addend = r,
-                       .alpha = static_cast<float>(step.c),
-                       .beta = static_cast<float>(step.b),
-                       .symmetric = true});
+  batched_matmul(
+      ctx, {.c = small, .a = r, .b = r, .addend = r, .alpha = step.c, .beta = step.b, .symmetric = true});
 }
 
-/// y = x / (safety ||x||_F) for every matrix.
-void normalize(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& x) {
+/// x <- diag(s) x / safety with s_i = 1 / sqrt(sum_j |(x x^T)_ij|) for every matrix; x diag(s) for tall x.
+void scale_almost_orthogonal(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
-  const Shape flat{x.shape[0], x.shape[1] * x.shape[2]};
-  const Tensor norms = frame.tensor({x.shape[0]});
+  const int64_t batch = x.shape[0], n = plan.n;
+  const double factor = 1 / plan.method.safety;
+  const Tensor gram = frame.tensor({batch, n, n}, plan.wide()),
+               scales = frame.tensor({batch, n}, plan.wide());
+  gram_of(ctx, plan, gram, x);
+  line_norms(ctx, {.norms = scales, .x = gram, .lines = Lines::rows, .q = 1});
+  power(ctx, {.y = scales, .x = scales, .exponent = -0.5});
+  if (!plan.tall) {
+    const Tensor rows = x.view({batch * n, plan.m});
+    return scale_rows(ctx, {.y = rows, .x = rows, .scales = scales.view({batch * n}), .factor = factor});
+  }
+  for (int64_t i = 0; i < batch; ++i)
+    scale_cols(ctx, {.y = x[i], .x = x[i], .scales = scales[i], .factor = factor});
+}
+
+/// y = what the method starts from: x / (safety ||x||_F + eps), perhaps scaled by AOL, for every matrix.
+void start(Context& ctx, const Plan& plan, const Tensor& y, const Tensor& x) {
+  if (!plan.normalize) return smooth(ctx, {.u = y, .g = x});
+  Scratch::Frame frame(ctx.scratch);
+  const int64_t batch = x.shape[0];
+  const Shape flat{batch, x.shape[1] * x.shape[2]};
+  const Tensor norms = frame.tensor({batch}, plan.wide());
+  const double safety = plan.method.safety;
   row_norms(ctx, {.norms = norms, .x = x.view(flat)});
-  scale_rows(ctx, {.y = y.view(flat),
-                   .x = x.view(flat),
-                   .scales = norms,
-                   .factor = static_cast<float>(1 / plan.method.safety),
-                   .divide = true});
+  if (plan.method.eps != 0)
+    add_diagonal(ctx, {.x = norms.view({batch, 1, 1}), .value = plan.method.eps / safety});
+  scale_rows(ctx,
+             {.y = y.view(flat), .x = x.view(flat), .scales = norms, .factor = 1 / safety, .divide = true});
+  if (plan.method.aol) scale_almost_orthogonal(ctx, plan, y);
 }
 
 /// The iteration on X itself, from x back to x through a second buffer.
@@ -176,7 +145,7 @@ void plain(Context& ctx, const Plan& plan, const Tensor& x) {
   const Tensor b = frame.tensor({batch, plan.n, plan.n}, plan.dtype);
   Tensor from = frame.tensor(x.shape, plan.dtype), to = x;
   if (plan.steps() % 2 == 0) std::swap(from, to);  // so that the last step lands in x
-  normalize(ctx, plan, from, x);
+  start(ctx, plan, from, x);
   for (int k = 0; k < plan.steps(); ++k) {
     const Quintic& step = plan.step(k);
     gram_of(ctx, plan, a, from);
@@ -198,7 +167,7 @@ Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, cons
   for (int k = first; k < last; ++k) {
     const Quintic& step = plan.step(k);
     polynomial(ctx, step, z, r);
-    add_diagonal(ctx, {.x = z, .value = static_cast<float>(step.a)});
+    add_diagonal(ctx, {.x = z, .value = step.a});
     if (k + 1 < last) {  // R of the next X: Z R Z
       batched_matmul(ctx, {.c = t, .a = r, .b = z, .symmetric = true});
       batched_matmul(ctx, {.c = r, .a = t, .b = z, .symmetric = true});
@@ -217,12 +186,12 @@ Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, cons
 void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
   const Shape small{x.shape[0], plan.n, plan.n};
-  const Tensor r = frame.tensor(small), z = frame.tensor(small), q = frame.tensor(small),
-               t = frame.tensor(small);
-  Tensor from = frame.tensor(x.shape), to = x;
-  const int runs = gram_runs(plan.method);
+  const Tensor r = frame.tensor(small, plan.dtype), z = frame.tensor(small, plan.dtype),
+               q = frame.tensor(small, plan.dtype), t = frame.tensor(small, plan.dtype);
+  Tensor from = frame.tensor(x.shape, plan.dtype), to = x;
+  const int runs = gram_runs(plan.method, plan.dtype);
   if (runs % 2 == 0) std::swap(from, to);  // so that the last run lands in x
-  normalize(ctx, plan, from, x);
+  start(ctx, plan, from, x);
   for (int run = 0; run < runs; ++run) {
     const int first = plan.steps() * run / runs, last = plan.steps() * (run + 1) / runs;
     gram_of(ctx, plan, r, from);
@@ -230,25 +199,108 @@ void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
     std::swap(from, to);
   }
 }
+/// X (X^T X)^(-1/2), on the smaller side.
+void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
+  Scratch::Frame frame(ctx.scratch);
+  const Tensor root = frame.tensor({x.shape[0], plan.n, plan.n}, plan.dtype),
+               from = frame.tensor(x.shape, plan.dtype);
+  start(ctx, plan, from, x);
+  gram_of(ctx, plan, root, from);
+  inverse_root(
+      ctx,
+      {.x = root, .a = root, .power = -0.5, .method = RootMethod::newton, .steps = plan.method.newton_steps});
+  apply_small(ctx, plan, x, root, from, 1, 0);
+}
+
+/// Sizes of the randomised SVD of one matrix.
+struct Sketch {
+  static constexpr int64_t kOversampling = 8;
+  static constexpr int kPasses = 2;
+  int64_t rank, columns;  // columns of Omega
+
+  Sketch(const PolarMethod& method, int64_t rows, int64_t cols) {
+    const int64_t all = std::min(rows, cols);
+    rank = method.rank > 0 ? std::min(method.rank, all) : all;
+    columns = std::min(rank + kOversampling, all);
+  }
+};
+
+/// N(0, 1) numbers, the same for every matrix and every call.
+void fill_gaussian(Context& ctx, const Tensor& omega) {
+  OnHost here(ctx, omega, /*load=*/false);
+  Random random(/*seed=*/0, hash_name("polar sketch"));
+  float a = 0, b = 0;
+  store_doubles(*here, [&](int64_t i) {
+    if (i % 2 == 0) random.normal_pair(a, b);
+    return static_cast<double>(i % 2 == 0 ? a : b);
+  });
+  here.store();
+}
+
+/// One matrix (rows, cols).
+void by_sketch(Context& ctx, const Plan& plan, const Tensor& x) {
+  Scratch::Frame frame(ctx.scratch);
+  const int64_t rows = x.shape[1], cols = x.shape[2];
+  const Sketch sketch(plan.method, rows, cols);
+  const Tensor g = frame.tensor(x.shape, plan.dtype), y = frame.tensor({1, rows, sketch.columns}, plan.dtype),
+               z = frame.tensor({1, cols, sketch.columns}, plan.dtype),
+               small = frame.tensor({1, sketch.columns, cols}, plan.dtype);
+  start(ctx, plan, g, x);
+  fill_gaussian(ctx, z);
+  for (int pass = 0; pass <= Sketch::kPasses; ++pass) {
+    if (pass > 0) {
+      batched_matmul(ctx, {.c = z, .a = g, .b = y, .transpose_a = true});
+      qr(ctx, {.q = z[0], .x = z[0]});
+    }
+    batched_matmul(ctx, {.c = y, .a = g, .b = z});
+    qr(ctx, {.q = y[0], .x = y[0]});
+  }
+  batched_matmul(ctx, {.c = small, .a = y, .b = g, .transpose_a = true});
+  // The products leave rounding where the matrix has zero directions.
+  svd_polar(ctx, small[0], {.rank = sketch.rank, .cutoff = plan.dtype == DType::f64 ? 1e-14 : 1e-6});
+  batched_matmul(ctx, {.c = x, .a = y, .b = small});
+}
+
+void one_part(Context& ctx, const Plan& plan, const Tensor& x) {
+  switch (plan.method.kind) {
+    case Kind::svd:
+      svd_polar(ctx, x[0]);
+      return;
+    case Kind::sketch:
+      return by_sketch(ctx, plan, x);
+    case Kind::newton:
+      return by_newton(ctx, plan, x);
+    case Kind::newton_schulz:
+      return plan.gram ? on_gram(ctx, plan, x) : plain(ctx, plan, x);
+  }
+}
 }  // namespace
 
 void polar(Context& ctx, const Polar& args) {
   expect(args.x.shape.rank() == 3, "polar: x must be (batch, rows, cols)");
+  expect(args.x.dtype != DType::bf16 || args.method.bears_bf16(), "polar: this method needs f32 or f64");
+  expect(args.normalize || args.method.kind == Kind::newton_schulz,
+         "polar: only Newton-Schulz starts from x as it is");
   const int64_t batch = args.x.shape[0];
-  if (args.method.kind == PolarMethod::Kind::svd) {
-    for (int64_t i = 0; i < batch; ++i) svd_polar(ctx, args.x[i]);
-    return;
-  }
-  const Plan plan = make_plan(ctx, args.x.shape, args.x.dtype, args.method);
-  for (int64_t i = 0; i < batch; i += plan.at_once) {
-    const Tensor x = args.x.slice(i, std::min(plan.at_once, batch - i));
-    plan.gram ? on_gram(ctx, plan, x) : plain(ctx, plan, x);
-  }
+  const Plan plan = make_plan(ctx, args.x.shape, args.x.dtype, args.method, args.normalize);
+  for (int64_t i = 0; i < batch; i += plan.at_once)
+    one_part(ctx, plan, args.x.slice(i, std::min(plan.at_once, batch - i)));
 }
 
 int64_t polar_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, const PolarMethod& method) {
-  if (method.kind == PolarMethod::Kind::svd) return svd_scratch_bytes(ctx, shape[1], shape[2]);
-  const Plan plan = make_plan(ctx, shape, dtype, method);
-  return plan.at_once * (dtype_bytes(dtype) * plan.elements() + 4) +
-         row_norms_scratch_bytes(plan.at_once, plan.n * plan.m);
+  const int64_t rows = shape[1], cols = shape[2];
+  if (method.kind == Kind::svd) return svd_scratch_bytes(ctx, rows, cols);
+  const Plan plan = make_plan(ctx, shape, dtype, method, /*normalize=*/true);
+  const int64_t norms = row_norms_scratch_bytes(plan.at_once, plan.n * plan.m);
+  const int64_t own = plan.at_once * plan.bytes();
+  if (method.kind == Kind::newton)
+    return own + std::max(norms, inverse_root_scratch_bytes(ctx, {plan.at_once, plan.n, plan.n}, dtype,
+                                                            RootMethod::newton));
+  if (method.kind == Kind::sketch) {
+    const int64_t columns = Sketch(method, rows, cols).columns;
+    return own + dtype_bytes(dtype) * (rows + 2 * cols) * columns +
+           std::max({norms, qr_scratch_bytes(ctx, std::max(rows, cols), columns),
+                     svd_scratch_bytes(ctx, columns, cols)});
+  }
+  return own + norms;
 }

@@ -37,6 +37,29 @@ constexpr Recipe kRecipes[] = {
      .scalar = "signum:lr=0.002,beta=0.9",
      .schedule = "wsd:cooldown=0.6",
      .grad_clip = 0},
+    // Radii of the paper's GPT-2 124M: 50 for hidden matrices, 3000 sign(d) / in for the head, which also was
+    // its embedding and so moved by 3000 / 768 = 4 times the rate in every entry. Vectors are not
+    // constrained: a ball about 0 is no place for gains that begin at 1.
+    {.name = "scion",
+     .help = "Scion: steps inside of balls, RMS->RMS hidden, sign for embeddings and head",
+     .hidden = "scion:lr=0.00036,radius=50,constrained=1",
+     .embedding = "scion:lr=0.00036,radius=4,norm=l1-linf,constrained=1",
+     .position = "scion:lr=0.00036,radius=4,norm=l1-linf,constrained=1",
+     .head = "scion:lr=0.00036,radius=3000,norm=scaled-l1-linf,constrained=1",
+     .vector = "scion:lr=0.00036,radius=10",
+     .scalar = "scion:lr=0.00036,radius=10",
+     .schedule = "wsd:cooldown=0.28",
+     .grad_clip = 0},
+    {.name = "prodigy",
+     .help = "Prodigy everywhere: no learning rate to choose",
+     .hidden = "prodigy",
+     .embedding = "prodigy",
+     .position = "prodigy",
+     .head = "prodigy",
+     .vector = "prodigy",
+     .scalar = "prodigy",
+     .schedule = "cosine",
+     .grad_clip = 0},
 };
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "model/kernels/reduce.h"
+#include "optim/power.h"
 #include "optim/update.h"
 
 // One line per rule_NAME.cpp; the table below is the only other place that knows a rule by name.
@@ -15,6 +16,14 @@ std::unique_ptr<Rule> make_spectral(Keyed& keys);
 std::unique_ptr<Rule> make_rownorm(Keyed& keys);
 std::unique_ptr<Rule> make_colnorm(Keyed& keys);
 std::unique_ptr<Rule> make_steepest(Keyed& keys);
+std::unique_ptr<Rule> make_lion(Keyed& keys);
+std::unique_ptr<Rule> make_normuon(Keyed& keys);
+std::unique_ptr<Rule> make_scion(Keyed& keys);
+std::unique_ptr<Rule> make_dion(Keyed& keys);
+std::unique_ptr<Rule> make_prodigy(Keyed& keys);
+std::unique_ptr<Rule> make_shampoo(Keyed& keys);
+std::unique_ptr<Rule> make_oneside(Keyed& keys);
+std::unique_ptr<Rule> make_soap(Keyed& keys);
 
 namespace {
 constexpr RuleEntry kRules[] = {
@@ -23,10 +32,18 @@ constexpr RuleEntry kRules[] = {
     {"sgd", "gradient, with or without momentum; normalize=1 for unit length (Frobenius)", make_sgd},
     {"sign", "sign of the gradient (l1->linf)", make_sign},
     {"signum", "sign of the averaged gradient (l1->linf)", make_signum},
+    {"lion", "sign of another mixture of gradient and average than is remembered (l1->linf)", make_lion},
+    {"normuon", "muon, its rows brought to one size over time (l2->l2, RMS->RMS)", make_normuon},
+    {"scion", "radius times the dual vector under norm=ANY; constrained=1 stays in that ball", make_scion},
+    {"dion", "low-rank polar factor with error feedback; for hidden matrices (RMS->RMS)", make_dion},
     {"spectral", "polar factor of the gradient, no momentum (l2->l2)", make_spectral},
     {"colnorm", "unit columns, in the paper's orientation; for embeddings (l1->RMS, l1->l2)", make_colnorm},
     {"rownorm", "unit rows, in the paper's orientation; for heads (RMS->linf, l2->linf)", make_rownorm},
+    {"shampoo", "gradient between roots of L and R; Adam's size by default (l2-l2, smoothed)", make_shampoo},
+    {"oneside", "shampoo with the smaller side alone, pseudo-inverse root", make_oneside},
+    {"soap", "adam in the eigenbasis of shampoo's L and R (l2-l2, smoothed)", make_soap},
     {"steepest", "dual vector under norm=ANY, with or without momentum", make_steepest},
+    {"prodigy", "Adam with a step size that finds itself, the escape velocity; for anything", make_prodigy},
 };
 }  // namespace
 
@@ -47,9 +64,9 @@ std::unique_ptr<Rule> make_rule(const std::string& option, const std::string& te
   keys.unknown_name(names);
 }
 
-Rule::Rule(Keyed& keys, double default_lr)
+Rule::Rule(Keyed& keys, double default_lr, double default_decay)
     : lr_(keys.number("lr", default_lr, 0, 1e6)),
-      weight_decay_(keys.number("wd", 0, 0, 1e6)),
+      weight_decay_(keys.number("wd", default_decay, 0, 1e6)),
       sensitivity_(keys.number("s", 1, 1e-9, 1e9)),
       cautious_(keys.boolean("cautious", false)),
       hyperball_(keys.boolean("hyperball", false)) {}
@@ -60,6 +77,13 @@ int64_t Rule::scratch_bytes(const Context&, const Group&) const {
 
 Measured Rule::prepare(Context&, Group&, const RuleStep&) const {
   return {};
+}
+
+Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step) {
+  if (!step.grad_scale || !step.clips) return step.grad_scale;  // it is 1 or NaN already
+  const Tensor guard = frame.tensor({1});
+  power(ctx, {.y = guard, .x = step.grad_scale, .exponent = 0});
+  return guard;
 }
 
 double measure_along(Context& ctx, std::span<const Block> blocks) {
@@ -86,22 +110,31 @@ std::vector<StateSpec> Smoothing::state(const Shape& block) const {
   return {{.name = "m", .shape = block}};
 }
 
-namespace {
-Smooth smooth_block(const Smoothing& how, const Block& block, const RuleStep& step) {
+Smooth Smoothing::operation(const Block& block, const RuleStep& step) const {
   return {.u = block.grad,
-          .m = how.beta == 0 ? Tensor{} : block.state[0],
+          .m = beta == 0 ? Tensor{} : block.state[0],
           .g = block.grad,
-          .beta = static_cast<float>(how.beta),
-          .gain = how.ema ? static_cast<float>(1 - how.beta) : 1.0f,
+          .beta = beta,
+          .gain = ema ? 1 - beta : 1,
           .scale = step.grad_scale,
-          .nesterov = how.nesterov};
+          .nesterov = nesterov,
+          .look = look && beta != 0 ? std::optional(Look{.m = *look, .g = 1 - *look}) : std::nullopt};
 }
-}  // namespace
+
+ApplyTo weight_of(const Block& block, const RuleStep& step) {
+  if (step.apply == nullptr) return {};
+  return {.w = block.weight,
+          .copy = block.compute,
+          .step = step.apply->step,
+          .decay = step.apply->decay,
+          .cautious = step.apply->cautious,
+          .guard = step.grad_scale};
+}
 
 void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const {
   if (beta == 0 && !step.clips) return;
   std::vector<Smooth> list;
-  for (const Block& block : blocks) list.push_back(smooth_block(*this, block, step));
+  for (const Block& block : blocks) list.push_back(operation(block, step));
   smooth(ctx, list);
 }
 
@@ -109,7 +142,7 @@ void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> 
                          const RuleStep& step) const {
   std::vector<Smooth> list;
   for (const Block& block : blocks) {
-    list.push_back(smooth_block(*this, block, step));
+    list.push_back(operation(block, step));
     list.back().u = to[static_cast<int64_t>(list.size()) - 1];
   }
   smooth(ctx, list);

@@ -26,6 +26,7 @@
 #include "model/kernels/tensor.h"
 #include "optim/escape.h"
 #include "optim/norm.h"
+#include "optim/update.h"
 
 /// One matrix or vector that a rule treats as a whole. A fused q, k, v parameter (3 C, C) is three blocks (C,
 /// C).
@@ -55,7 +56,7 @@ struct StateSpec {
   Shape shape;       // of one block; the blocks of a parameter are stacked along the first dimension
 };
 
-/// How a rule that fuses() moves the weight itself: apply_update's numbers.
+/// How a rule that fuses() moves the weights itself: apply_update's numbers.
 struct Applying {
   double step = 0;        // lr / s
   double decay = 0;       // lr * weight_decay
@@ -77,11 +78,14 @@ struct RuleStep {
   const Applying* apply = nullptr;  // move the weights, too; grad is then spent. Only for rules that fuse()
 };
 
+/// The weight of `block` as what an operation moves in the same pass; absent unless step.apply.
+ApplyTo weight_of(const Block& block, const RuleStep& step);
+
 class Rule {
  public:
   /// Reads the keys that all rules have: lr, wd, cautious, s, hyperball. A subclass reads its own; make_rule
   /// rejects the rest.
-  Rule(Keyed& keys, double default_lr);
+  Rule(Keyed& keys, double default_lr, double default_decay = 0);
   virtual ~Rule() = default;
 
   double lr() const { return lr_; }                      // step size before the schedule
@@ -103,8 +107,8 @@ class Rule {
   /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
   /// multiplied by the velocity.
   virtual std::optional<EscapeOptions> escapes() const { return std::nullopt; }
-  /// State per block of this shape.
-  virtual std::vector<StateSpec> state(const Shape& block) const = 0;
+  /// State per block of a group; its blocks need not be filled in.
+  virtual std::vector<StateSpec> state(const Group& group) const = 0;
   /// Scratch that prepare() and direction() take from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
   /// Of rules that escape(): called for all groups before any direction(), updates the state and returns the
@@ -122,18 +126,31 @@ class Rule {
 /// The smoothing over time that most rules offer. With g the (clipped) gradient:
 ///   ema        m <- beta m + (1 - beta) g       nesterov: beta m + (1 - beta) g   else: m
 ///   otherwise  m <- beta m + g                  nesterov: beta m + g              else: m
+///   look       instead of those, the old m another way: look m + (1 - look) g, as Lion does
 /// beta = 0 keeps no state and returns g.
 struct Smoothing {
   double beta = 0;
   bool nesterov = false;
   bool ema = true;
+  std::optional<double> look = {};  // excludes nesterov; without effect when beta = 0
   /// {"m"} when there is something to remember.
   std::vector<StateSpec> state(const Shape& block) const;
-  /// Replaces every block's gradient by its smoothed value; state[0] is m.
+  /// The operation for one block, its gradient in place; state[0] is m.
+  Smooth operation(const Block& block, const RuleStep& step) const;
+  /// Replaces every block's gradient by its smoothed value.
   void apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const;
   /// The same into `to` (blocks, ...), f32 or on a GPU bf16; the gradients stay.
   void apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks, const RuleStep& step) const;
 };
+
+/// (1): 1, or NaN where step.grad_scale is: the `scale` for state that is made of other things than gradients
+/// and must stay as it is while those are not finite. Absent when step.grad_scale is. Takes scratch that
+/// lives as long as the frame, guard_scratch_bytes().
+Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step);
+constexpr int64_t guard_scratch_bytes() {
+  return 64;
+}
+
 /// The Measured of blocks whose grad holds what will be dualized under `norm`. Waits.
 Measured measure(Context& ctx, const Norm& norm, const Group& group);
 /// The `along` of some blocks alone. Waits.

@@ -27,10 +27,12 @@ class Adam final : public Rule {
   Norm norm() const override { return {NormKind::l1_linf}; }
   std::string describe() const override { return "l1-linf, smoothed"; }
 
-  std::vector<StateSpec> state(const Shape& block) const override {
+  bool fuses() const override { return true; }
+
+  std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
-    if (beta1_ > 0) specs.push_back({.name = "m", .shape = block});
-    if (beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+    if (beta1_ > 0) specs.push_back({.name = "m", .shape = group.shape});
+    if (beta2_ > 0) specs.push_back({.name = "v", .shape = group.shape});
     return specs;
   }
 
@@ -43,16 +45,17 @@ class Adam final : public Rule {
     std::vector<AdamDirection> list;
     Measured measured;
     for (const Block& block : group.blocks) {
-      list.push_back({.u = block.grad,
+      list.push_back({.u = step.apply != nullptr ? Tensor{} : block.grad,
                       .m = beta1_ > 0 ? block.state.front() : Tensor{},
-                      .v = beta2_ > 0 ? block.state.back() : Tensor{},
+                      .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 1 : 0] : Tensor{},
                       .g = block.grad,
-                      .beta1 = static_cast<float>(beta1_),
-                      .beta2 = static_cast<float>(beta2_),
-                      .eps = static_cast<float>(eps_),
-                      .correction1 = static_cast<float>(correction1),
-                      .correction2 = static_cast<float>(correction2),
-                      .scale = step.grad_scale});
+                      .beta1 = beta1_,
+                      .beta2 = beta2_,
+                      .eps = eps_,
+                      .correction1 = correction1,
+                      .correction2 = correction2,
+                      .scale = step.grad_scale,
+                      .into = weight_of(block, step)});
     }
     if (step.measure && beta1_ == 0) {  // g is what it takes the smoothed sign of
       const double scale = step.clips ? *OnHost(ctx, step.grad_scale)->f32() : 1;

@@ -1,14 +1,28 @@
 #include "optim/rule_dual.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "error.h"
 #include "model/kernels/reduce.h"
 #include "optim/update.h"
 
 PolarMethod read_polar(Keyed& keys, const char* fallback) {
   const std::string text = keys.text("ns", fallback);
   const int steps = static_cast<int>(keys.integer("steps", 0, 0, 100));  // 0: the method's own
-  return polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  PolarMethod method = polar_method(text, steps, keys.option() + " " + keys.name() + ":ns");
+  method.eps = keys.number("ns_eps", 0, 0, 1);
+  return method;
+}
+
+Norm read_norm(Keyed& keys, const char* fallback, bool (*family)(const Norm&), const char* legal) {
+  const std::string name = keys.text("norm", fallback);
+  const std::optional<Norm> norm = find_norm(name);
+  if (!norm || (family != nullptr && !family(*norm)))
+    throw UsageError(fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(),
+                                 keys.name(), legal != nullptr ? legal : listed(norm_names())));
+  return *norm;
 }
 
 bool DualRule::matrices_only() const {
@@ -23,35 +37,65 @@ bool DualRule::matrices_only() const {
 }
 
 Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) const {
-  if (is_spectral(parts_.norm)) return spectral(ctx, group, step);
+  const Norm norm = norm_of(group);
+  if (is_spectral(norm)) return spectral(ctx, group, step);
+  if (norm.kind == NormKind::l1_linf) return signs(ctx, group, step);
   parts_.smoothing.apply(ctx, group.blocks, step);
   Measured measured;
-  if (step.measure) measured = measure(ctx, parts_.norm, group);
+  if (step.measure) measured = measure(ctx, norm, group), measured.dual *= parts_.radius;
   for (const Block& block : group.blocks)
-    dualize(ctx, {.out = block.grad, .g = block.grad, .norm = parts_.norm, .transposed = group.transposed});
-  if (parts_.radius != 1)
-    for (const Block& block : group.blocks)
-      smooth(ctx, {.u = block.grad, .g = block.grad, .gain = static_cast<float>(parts_.radius)});
+    dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm, .transposed = group.transposed});
+  if (parts_.radius != 1) scale_by_radius(ctx, group);
   return measured;
+}
+
+/// One pass over memory: smoothing, sign, and if asked the weight.
+Measured DualRule::signs(Context& ctx, Group& group, const RuleStep& step) const {
+  Measured measured;
+  if (step.measure) {
+    parts_.smoothing.apply(ctx, group.blocks, step);
+    measured = measure(ctx, parts_.norm, group);
+    measured.dual *= parts_.radius;
+  }
+  std::vector<Smooth> list;
+  for (const Block& block : group.blocks) {
+    list.push_back(step.measure ? Smoothing().operation(block, {}) : parts_.smoothing.operation(block, step));
+    list.back().sign = true;
+    if (step.apply == nullptr) continue;
+    list.back().u = {};
+    list.back().into = weight_of(block, step);
+    list.back().into.step *= parts_.radius;
+  }
+  smooth(ctx, list);
+  if (step.apply == nullptr && parts_.radius != 1) scale_by_radius(ctx, group);
+  return measured;
+}
+
+void DualRule::scale_by_radius(Context& ctx, const Group& group) const {
+  std::vector<Smooth> list;
+  for (const Block& block : group.blocks)
+    list.push_back({.u = block.grad, .g = block.grad, .gain = parts_.radius});
+  smooth(ctx, list);
 }
 
 /// Matrices of one shape are copied together and iterated as batches.
 Measured DualRule::spectral(Context& ctx, Group& group, const RuleStep& step) const {
   Scratch::Frame frame(ctx.scratch);
   const Tensor batch = frame.tensor(batch_shape(ctx, group), batch_dtype(ctx, group));
-  const double scale = parts_.radius * norm_scale(parts_.norm, group.out(), group.in());
   const std::span<const Block> all = group.blocks;
   const auto at_once = static_cast<size_t>(batch.shape[0]);
   Measured measured;
   for (size_t first = 0; first < all.size(); first += at_once) {
     const auto blocks = all.subspan(first, std::min(at_once, all.size() - first));
-    measured += spectral_batch(ctx, blocks, batch.slice(0, static_cast<int64_t>(blocks.size())), scale, step);
+    const Tensor some = batch.slice(0, static_cast<int64_t>(blocks.size()));
+    measured += spectral_batch(ctx, {.group = group, .blocks = blocks, .batch = some}, step);
   }
   return measured;
 }
 
-Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, const Tensor& batch,
-                                  double scale, const RuleStep& step) const {
+Measured DualRule::spectral_batch(Context& ctx, const Factors& factors, const RuleStep& step) const {
+  const auto& [group, blocks, batch] = factors;
+  const double scale = parts_.radius * norm_scale(parts_.norm, group.out(), group.in());
   Measured measured;
   if (step.measure) {  // then the smoothed gradients are needed once more
     parts_.smoothing.apply(ctx, blocks, step);
@@ -61,22 +105,27 @@ Measured DualRule::spectral_batch(Context& ctx, std::span<const Block> blocks, c
     parts_.smoothing.apply_to(ctx, batch, blocks, step);
   }
   polar(ctx, {.x = batch, .method = parts_.polar});
-  refine(ctx, blocks, batch);
+  refine(ctx, factors, step);
   std::vector<Smooth> list;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Tensor factor = batch[static_cast<int64_t>(i)];
     // <m, u> is the dual norm for exact polar factors, and what the step really achieves for others.
-    if (step.measure) measured.dual += scale / parts_.radius * dot(ctx, blocks[i].grad, factor);
-    list.push_back({.u = blocks[i].grad, .g = factor, .gain = static_cast<float>(scale)});
+    if (step.measure) measured.dual += scale * dot(ctx, blocks[i].grad, factor);
+    list.push_back({.u = blocks[i].grad, .g = factor, .gain = scale});
   }
   smooth(ctx, list);
   return measured;
 }
 
-void DualRule::refine(Context&, std::span<const Block>, const Tensor&) const {}
+void DualRule::refine(Context&, const Factors&, const RuleStep&) const {}
+
+Norm DualRule::norm_of(const Group& group) const {
+  return !group.is_matrix() && parts_.norm.kind == NormKind::rms_rms ? Norm{NormKind::rms} : parts_.norm;
+}
 
 int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
-  if (!is_spectral(parts_.norm)) return norm_scratch_bytes(ctx, parts_.norm, group.shape);
+  const Norm norm = norm_of(group);
+  if (!is_spectral(norm)) return norm_scratch_bytes(ctx, norm, group.shape, group.dtype);
   const Shape batch = batch_shape(ctx, group);
   const DType dtype = batch_dtype(ctx, group);
   return dtype_bytes(dtype) * batch.size() +
@@ -84,7 +133,7 @@ int64_t DualRule::scratch_bytes(const Context& ctx, const Group& group) const {
 }
 
 DType DualRule::batch_dtype(const Context& ctx, const Group& group) const {
-  if (group.dtype == DType::f64 || parts_.polar.on_host()) return group.dtype;
+  if (group.dtype == DType::f64 || !parts_.polar.bears_bf16()) return group.dtype;
   return ctx.dtype;
 }
 

@@ -29,15 +29,19 @@ constexpr NormKind kNorms[] = {NormKind::spectral_keller, NormKind::rms_rms, Nor
 class Muon final : public DualRule {
  public:
   Muon(Keyed& keys, const Smoothing& smoothing, const char* ns, const char* scale) : DualRule(keys, 0.02) {
-    Parts parts;
-    parts.smoothing = read_smoothing(keys, smoothing);
-    parts.polar = read_polar(keys, ns);
-    const auto* chosen = std::ranges::find(kScales, keys.choice("scale", scale, kScales));
-    parts.norm = {kNorms[chosen - std::begin(kScales)]};
-    set(parts);
+    set(read_muon(keys, smoothing, ns, scale));
   }
 };
 }  // namespace
+
+DualRule::Parts read_muon(Keyed& keys, const Smoothing& smoothing, const char* ns, const char* scale) {
+  DualRule::Parts parts;
+  parts.smoothing = read_smoothing(keys, smoothing);
+  parts.polar = read_polar(keys, ns);
+  const auto* chosen = std::ranges::find(kScales, keys.choice("scale", scale, kScales));
+  parts.norm = {kNorms[chosen - std::begin(kScales)]};
+  return parts;
+}
 
 std::unique_ptr<Rule> make_muon(Keyed& keys) {
   return std::make_unique<Muon>(keys, Smoothing{.beta = 0.95, .nesterov = true, .ema = true}, "keller5",

@@ -9,9 +9,6 @@
 // is the vector of token j. A zero row or column stays zero: a token that the batch did not contain does not
 // move. momentum, nesterov and ema as for muon, off by default; ns and steps for the norms of singular
 // values.
-#include <fmt/format.h>
-
-#include "error.h"
 #include "optim/rule_dual.h"
 
 namespace {
@@ -22,13 +19,8 @@ class Steepest final : public DualRule {
       : DualRule(keys, 0.02) {
     Parts parts;
     parts.smoothing = read_smoothing(keys, {});
-    const std::string name = keys.text("norm", fallback);
-    const std::optional<Norm> norm = find_norm(name);
-    if (!norm || (family != nullptr && !family(*norm)))
-      throw UsageError(fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(),
-                                   keys.name(), legal != nullptr ? legal : listed(norm_names())));
-    parts.norm = *norm;
-    if (is_spectral(*norm)) parts.polar = read_polar(keys, "polar-express");
+    parts.norm = read_norm(keys, fallback, family, legal);
+    if (is_spectral(parts.norm)) parts.polar = read_polar(keys, "polar-express");
     set(parts);
   }
 };

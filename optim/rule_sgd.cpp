@@ -4,9 +4,8 @@
 //   m = momentum m + g;  u = m, or g + momentum m with nesterov;   normalize: u / ||u||_F
 //
 // Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual
-// vector; when its step size is measured (a sharpness, an
-// escape velocity) the dual vector is used whatever normalize says. ema=1 makes m a mean
-// instead of a sum.
+// vector; when its step size is measured (a sharpness, an escape velocity) the dual vector is used whatever
+// normalize says. ema=1 makes m a mean instead of a sum.
 #include "optim/norm.h"
 #include "optim/rule.h"
 
@@ -22,12 +21,24 @@ class Sgd final : public Rule {
 
   Norm norm() const override { return norm_; }
   std::string describe() const override { return norm_name(norm_) + (normalize_ ? "" : ", step 1/lr"); }
-  std::vector<StateSpec> state(const Shape& block) const override { return smoothing_.state(block); }
+  std::vector<StateSpec> state(const Group& group) const override { return smoothing_.state(group.shape); }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
-    return norm_scratch_bytes(ctx, norm_, group.shape);
+    return norm_scratch_bytes(ctx, norm_, group.shape, group.dtype);
   }
 
+  bool fuses() const override { return !normalize_; }
+
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    if (step.apply != nullptr) {
+      std::vector<Smooth> list;
+      for (const Block& block : group.blocks) {
+        list.push_back(smoothing_.operation(block, step));
+        list.back().u = {};
+        list.back().into = weight_of(block, step);
+      }
+      smooth(ctx, list);
+      return {};
+    }
     smoothing_.apply(ctx, group.blocks, step);
     if (!normalize_ && !step.measure) return {};
     const Measured measured = step.measure ? measure(ctx, norm_, group) : Measured{};

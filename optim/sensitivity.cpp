@@ -4,6 +4,7 @@
 #include <fnmatch.h>
 
 #include <charconv>
+#include <cmath>
 #include <map>
 
 #include "error.h"
@@ -47,7 +48,7 @@ void multiply_named(const std::string& text, const ParameterTable& table, std::v
   double value = 0;
   const char* end = text.data() + text.size();
   if (equals == std::string::npos || equals == 0 ||
-      std::from_chars(text.data() + equals + 1, end, value).ptr != end || !(value > 0))
+      std::from_chars(text.data() + equals + 1, end, value).ptr != end || !(value > 0) || std::isinf(value))
     throw UsageError(fmt::format(
         "'{}' is no sensitivity, {}, write PATTERN=VALUE with a value > 0, or masses:...", text, kOption));
   const std::string pattern = text.substr(0, equals);

@@ -12,8 +12,6 @@ extern "C" void dgesdd_(const char* job, const int* m, const int* n, double* a, 
                         const int* lwork, int* iwork, int* info, size_t job_length);
 
 namespace {
-constexpr double kCutoff =
-    1e-10;  // of the largest singular value; float32 inputs carry real ones down to 1e-7
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 /// A = U S V^T of one matrix, in host memory. LAPACK reads our row-major (rows, cols) as the transpose,
@@ -79,7 +77,7 @@ void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
   for (int i = 0; i < svd.r; ++i) values[static_cast<size_t>(i)] = finite ? svd.s[i] : kNaN;
 }
 
-double svd_polar(Context& ctx, const Tensor& x) {
+double svd_polar(Context& ctx, const Tensor& x, const SvdPolar& how) {
   OnHost here(ctx, x);
   HostMemory memory(ctx);
   Decomposition svd(memory, x, /*with_vectors=*/true);
@@ -88,12 +86,12 @@ double svd_polar(Context& ctx, const Tensor& x) {
     here.store();
     return kNaN;
   }
-  const int64_t m = svd.m, n = svd.n;
+  const int64_t m = svd.m, n = svd.n, rank = how.rank > 0 ? how.rank : svd.r;
   double sum = 0;
   std::fill_n(svd.a, m * n, 0.0);  // a's values are spent: it now receives U V^T
   for (int64_t k = 0; k < svd.r; ++k) {
     sum += svd.s[k];
-    if (!(svd.s[k] > kCutoff * svd.s[0])) continue;
+    if (k >= rank || !(svd.s[k] > how.cutoff * svd.s[0])) continue;
     for (int64_t j = 0; j < n; ++j) {
       const double v = svd.vt[k + j * svd.r];
       const double* u = svd.u + k * m;

@@ -4,9 +4,11 @@
 //
 // For W = U S V^T with singular values S_1 >= ... >= S_r, r = min(rows, cols):
 //   singular_values   S
-//   svd_polar         x <- U V^T over the S_i > 1e-10 S_1: zero singular directions stay zero (Proposition 5
-//   lets any
-//                     completion; this one is what Newton-Schulz gives, too)
+//   svd_polar         x <- U_k V_k^T of the k largest singular values: all of them, or `rank`. Of these only
+//                     S_i > cutoff S_1: zero singular directions stay zero (Proposition 5 lets any
+//                     completion; this one is what Newton-Schulz gives, too). Among equal values LAPACK's
+//                     order decides which are the k largest
+//
 // Zero gives zero. A NaN or infinity anywhere makes every result NaN. Relative accuracy 1e-15 of S_1.
 #pragma once
 
@@ -19,5 +21,9 @@ int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols);
 
 /// `w` (rows, cols), f32 or f64; `values` has min(rows, cols) entries, largest first.
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values);
-/// Replaces `x` (rows, cols), f32 or f64, by its polar factor; returns the sum of the singular values.
-double svd_polar(Context& ctx, const Tensor& x);
+struct SvdPolar {
+  int64_t rank = 0;       // at most this many directions; 0: all
+  double cutoff = 1e-10;  // of the largest singular value; f32 matrices carry real ones down to 1e-7
+};
+/// Replaces `x` (rows, cols), f32 or f64, by its polar factor; returns the sum of all singular values.
+double svd_polar(Context& ctx, const Tensor& x, const SvdPolar& how = {});

@@ -4,143 +4,199 @@
 #include "optim/update.h"
 
 // Memory-bound: four elements of each tensor per thread at a time, all tensors of a call in one launch.
-// Gradients, weights and directions may be read again soon; moments only at the next step.
+// Gradients, weights and directions may be read again soon; moments only at the next step. T is float, or
+// double for entries in float64.
 
 namespace {
-/// The number behind a `scale` or `guard`; 1 when there is none. NaN means: write nothing.
+/// The numbers that keep an entry from being written when they are NaN, and the first of them, which
+/// multiplies the gradient. 1 where there is none.
+struct Guards {
+  const float *scale, *guard;
+};
 __device__ __forceinline__ float read_scale(const float* scale) {
   return scale == nullptr ? 1.0f : *scale;
 }
 __device__ __forceinline__ bool is_nan(float x) {
   return x != x;
 }
+__device__ __forceinline__ bool forbids(const Guards& guards) {
+  return is_nan(read_scale(guards.scale)) || is_nan(read_scale(guards.guard));
+}
 
+__device__ __forceinline__ float root_of(float x) {
+  return sqrtf(x);
+}
+__device__ __forceinline__ double root_of(double x) {
+  return sqrt(x);
+}
+__device__ __forceinline__ float size_of(float x) {
+  return fabsf(x);
+}
+__device__ __forceinline__ double size_of(double x) {
+  return fabs(x);
+}
+template <typename T>
+__device__ __forceinline__ T sign_of(T x) {
+  return x > 0 ? T(1) : (x < 0 ? T(-1) : x);  // 0 and NaN stay
+}
+
+// ------------------------------------------------------------------------------- the weight that is moved
+
+/// ApplyTo; without w nothing is moved.
+template <typename T>
+struct Target {
+  T* w;
+  bf16* copy;
+  T step, decay;
+  bool cautious;
+};
+
+template <typename T>
+Target<T> target_of(const ApplyTo& into) {
+  return {.w = data_of<T>(into.w),
+          .copy = data_of<bf16>(into.copy),
+          .step = static_cast<T>(into.step),
+          .decay = static_cast<T>(into.decay),
+          .cautious = into.cautious};
+}
+
+/// Before the direction is known, so that all loads of a thread are under way together.
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_weights(const Target<T>& to, int64_t i) {
+  return to.w != nullptr ? load_streaming<T, N>(to.w + i) : Pack<T, N>{};
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void move(const Target<T>& to, int64_t i, Pack<T, N> w, const Pack<T, N>& u) {
+  if (to.w == nullptr) return;
+  Pack<bf16, N> rounded;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const bool decays = !to.cautious || u.v[k] * w.v[k] > 0;
+    w.v[k] = w.v[k] - (decays ? to.decay * w.v[k] : T(0)) - to.step * u.v[k];
+    rounded.v[k] = from_float<bf16>(static_cast<float>(w.v[k]));
+  }
+  store<T, N>(to.w + i, w);
+  if (to.copy != nullptr) store<bf16, N>(to.copy + i, rounded);
+}
+
+// ------------------------------------------------------------------------------------------- directions
+
+template <typename T>
 struct SmoothEntry {
   void* u;
-  float* m;
+  T* m;
   const void* g;
-  const float* scale;
   int64_t n;
-  float beta, gain;
-  bool nesterov, wide;
+  Guards guards;
+  Target<T> into;
+  T beta, gain, look, aim;
+  bool looks, sign, wide;
 };
 
 template <typename U, typename G>
 __global__ void __launch_bounds__(kChunkThreads)
-    smooth_kernel(const __grid_constant__ ChunkTable<SmoothEntry> table) {
+    smooth_kernel(const __grid_constant__ ChunkTable<SmoothEntry<Real<G>>> table) {
+  using T = Real<G>;
   const Chunk chunk = chunk_of_block(table);
-  const SmoothEntry& a = table.entries[chunk.index];
-  const float scale = read_scale(a.scale);
-  if (is_nan(scale)) return;
-  const float beta = a.beta, gain = a.gain * scale;
-  U* u = static_cast<U*>(a.u);
-  const G* g = static_cast<const G*>(a.g);
+  const SmoothEntry<T>& a = table.entries[chunk.index];
+  if (forbids(a.guards)) return;
+  const T scale = read_scale(a.guards.scale);
+  const T beta = a.beta, gain = a.gain * scale, look = a.look, aim = a.aim * scale;
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    const Pack<G, N> fresh = load<G, N>(g + i);
-    Pack<U, N> out;
+    const Pack<G, N> g = load<G, N>(static_cast<const G*>(a.g) + i);
+    const Pack<T, N> w = load_weights<N>(a.into, i);
+    Pack<T, N> u;
     if (a.m == nullptr) {
 #pragma unroll
-      for (int k = 0; k < N; ++k) out.v[k] = from_float<U>(gain * to_float(fresh.v[k]));
+      for (int k = 0; k < N; ++k) u.v[k] = gain * to_real(g.v[k]);
     } else {
-      Pack<float, N> mean = load_streaming<float, N>(a.m + i);
+      Pack<T, N> m = load_streaming<T, N>(a.m + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const float x = gain * to_float(fresh.v[k]);
-        mean.v[k] = beta * mean.v[k] + x;
-        out.v[k] = from_float<U>(a.nesterov ? beta * mean.v[k] + x : mean.v[k]);
+        const T x = to_real(g.v[k]), old = m.v[k];
+        m.v[k] = beta * old + gain * x;
+        u.v[k] = a.looks ? look * old + aim * x : m.v[k];
       }
-      store_streaming<float, N>(a.m + i, mean);
+      store_streaming<T, N>(a.m + i, m);
     }
-    store<U, N>(u + i, out);
+    if (a.sign) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) u.v[k] = sign_of(u.v[k]);
+    }
+    if (a.u != nullptr) {
+      Pack<U, N> kept;
+#pragma unroll
+      for (int k = 0; k < N; ++k) kept.v[k] = from_real<U>(u.v[k]);
+      store<U, N>(static_cast<U*>(a.u) + i, kept);
+    }
+    move<N>(a.into, i, w, u);
   });
 }
 
+template <typename T>
 struct AdamEntry {
-  float *u, *m, *v;
-  const float *g, *scale;
+  T *u, *m, *v;
+  const T* g;
   int64_t n;
-  float beta1, beta2, eps, inverse1, inverse2;
+  Guards guards;
+  Target<T> into;
+  T beta1, beta2, eps, inverse1, inverse2;
   bool wide;
 };
 
+template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    adam_kernel(const __grid_constant__ ChunkTable<AdamEntry> table) {
+    adam_kernel(const __grid_constant__ ChunkTable<AdamEntry<T>> table) {
   const Chunk chunk = chunk_of_block(table);
-  const AdamEntry& a = table.entries[chunk.index];
-  const float scale = read_scale(a.scale);
-  if (is_nan(scale)) return;
+  const AdamEntry<T>& a = table.entries[chunk.index];
+  if (forbids(a.guards)) return;
+  const T scale = read_scale(a.guards.scale);
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    Pack<float, N> u = load<float, N>(a.g + i), m{}, v{};
-    if (a.m != nullptr) m = load_streaming<float, N>(a.m + i);
-    if (a.v != nullptr) v = load_streaming<float, N>(a.v + i);
+    Pack<T, N> u = load<T, N>(a.g + i), m{}, v{};
+    if (a.m != nullptr) m = load_streaming<T, N>(a.m + i);
+    if (a.v != nullptr) v = load_streaming<T, N>(a.v + i);
+    const Pack<T, N> w = load_weights<N>(a.into, i);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const float x = scale * u.v[k];
-      m.v[k] = a.m != nullptr ? a.beta1 * m.v[k] + (1.0f - a.beta1) * x : x;
-      float root = fabsf(x);  // not sqrt(x * x), which underflows
+      const T x = scale * u.v[k];
+      m.v[k] = a.m != nullptr ? a.beta1 * m.v[k] + (T(1) - a.beta1) * x : x;
+      T root = size_of(x);  // not sqrt(x * x), which underflows
       if (a.v != nullptr) {
-        v.v[k] = a.beta2 * v.v[k] + (1.0f - a.beta2) * x * x;
-        root = sqrtf(v.v[k] * a.inverse2);
+        v.v[k] = a.beta2 * v.v[k] + (T(1) - a.beta2) * x * x;
+        root = root_of(v.v[k] * a.inverse2);
       }
-      const float denominator = root + a.eps;
-      u.v[k] = denominator == 0.0f ? 0.0f : m.v[k] * a.inverse1 / denominator;
+      const T denominator = root + a.eps;
+      u.v[k] = denominator == T(0) ? T(0) : m.v[k] * a.inverse1 / denominator;
     }
-    if (a.m != nullptr) store_streaming<float, N>(a.m + i, m);
-    if (a.v != nullptr) store_streaming<float, N>(a.v + i, v);
-    store<float, N>(a.u + i, u);
+    if (a.m != nullptr) store_streaming<T, N>(a.m + i, m);
+    if (a.v != nullptr) store_streaming<T, N>(a.v + i, v);
+    if (a.u != nullptr) store<T, N>(a.u + i, u);
+    move<N>(a.into, i, w, u);
   });
 }
 
-struct SignEntry {
-  float* u;
-  const float* x;
+template <typename T>
+struct ApplyEntry {
+  const T* u;
   int64_t n;
+  Guards guards;
+  Target<T> into;
   bool wide;
 };
 
+template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    sign_kernel(const __grid_constant__ ChunkTable<SignEntry> table) {
+    apply_kernel(const __grid_constant__ ChunkTable<ApplyEntry<T>> table) {
   const Chunk chunk = chunk_of_block(table);
-  const SignEntry& a = table.entries[chunk.index];
+  const ApplyEntry<T>& a = table.entries[chunk.index];
+  if (forbids(a.guards)) return;
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    Pack<float, N> u = load<float, N>(a.x + i);
-#pragma unroll
-    for (int k = 0; k < N; ++k) u.v[k] = u.v[k] > 0 ? 1.0f : (u.v[k] < 0 ? -1.0f : u.v[k]);  // 0 and NaN stay
-    store<float, N>(a.u + i, u);
-  });
-}
-
-struct ApplyEntry {
-  float* w;
-  const float* u;
-  bf16* copy;
-  const float* guard;
-  int64_t n;
-  float step, decay;
-  bool cautious, wide;
-};
-
-__global__ void __launch_bounds__(kChunkThreads)
-    apply_kernel(const __grid_constant__ ChunkTable<ApplyEntry> table) {
-  const Chunk chunk = chunk_of_block(table);
-  const ApplyEntry& a = table.entries[chunk.index];
-  if (is_nan(read_scale(a.guard))) return;
-  for_packs(chunk, a.wide, [&](int64_t i, auto width) {
-    constexpr int N = decltype(width)::value;
-    Pack<float, N> w = load_streaming<float, N>(a.w + i);
-    const Pack<float, N> u = load_streaming<float, N>(a.u + i);
-    Pack<bf16, N> rounded;
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const bool decays = !a.cautious || u.v[k] * w.v[k] > 0;
-      w.v[k] = w.v[k] - (decays ? a.decay * w.v[k] : 0.0f) - a.step * u.v[k];
-      rounded.v[k] = from_float<bf16>(w.v[k]);
-    }
-    store<float, N>(a.w + i, w);
-    if (a.copy != nullptr) store<bf16, N>(a.copy + i, rounded);
+    const Pack<T, N> w = load_weights<N>(a.into, i);
+    move<N>(a.into, i, w, load_streaming<T, N>(a.u + i));
   });
 }
 
@@ -157,11 +213,14 @@ __global__ void __launch_bounds__(kChunkThreads)
   *scale = static_cast<float>(root - root == 0 ? factor : root - root);  // infinity - infinity is NaN
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    add_diagonal_kernel(float* x, float value, int64_t n, int64_t count) {
+    add_diagonal_kernel(T* x, T value, int64_t n, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * kChunkThreads + threadIdx.x;  // matrix and row as one number
   if (i < count) x[i * n + i % n] += value;
 }
+
+// ----------------------------------------------------------------------------------------------- launches
 
 /// One launch, or a few when the entries do not fit into the arguments of one.
 template <typename Entry>
@@ -170,72 +229,96 @@ void launch_all(Context& ctx, void (*kernel)(ChunkTable<Entry>), const std::vect
     launch(ctx, {.grid = blocks, .block = kChunkThreads}, kernel, table);
   });
 }
+
+template <typename U, typename G>
+SmoothEntry<Real<G>> entry_of(const Smooth& a) {
+  using T = Real<G>;
+  const Look look = look_of(a);
+  return {.u = data_of<U>(a.u),
+          .m = data_of<T>(a.m),
+          .g = data_of<G>(a.g),
+          .n = a.g.size(),
+          .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
+          .into = target_of<T>(a.into),
+          .beta = static_cast<T>(a.beta),
+          .gain = static_cast<T>(a.gain),
+          .look = static_cast<T>(look.m),
+          .aim = static_cast<T>(look.g),
+          .looks = looks_ahead(a),
+          .sign = a.sign,
+          .wide = aligned_for_four(a.u, a.m, a.g, a.into.w, a.into.copy)};
+}
+
+template <typename U, typename G>
+void smooth_all(Context& ctx, std::span<const Smooth> list) {
+  std::vector<SmoothEntry<Real<G>>> entries;
+  for (const Smooth& a : list)
+    if (a.g.size() > 0) entries.push_back(entry_of<U, G>(a));
+  launch_all(ctx, smooth_kernel<U, G>, entries);
+}
+
+template <typename T>
+void adam_all(Context& ctx, std::span<const AdamDirection> list) {
+  std::vector<AdamEntry<T>> entries;
+  for (const AdamDirection& a : list)
+    if (a.g.size() > 0)
+      entries.push_back({.u = data_of<T>(a.u),
+                         .m = data_of<T>(a.m),
+                         .v = data_of<T>(a.v),
+                         .g = data_of<T>(a.g),
+                         .n = a.g.size(),
+                         .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
+                         .into = target_of<T>(a.into),
+                         .beta1 = static_cast<T>(a.beta1),
+                         .beta2 = static_cast<T>(a.beta2),
+                         .eps = static_cast<T>(a.eps),
+                         .inverse1 = T(1) / static_cast<T>(a.correction1),
+                         .inverse2 = T(1) / static_cast<T>(a.correction2),
+                         .wide = aligned_for_four(a.u, a.m, a.v, a.g, a.into.w, a.into.copy)});
+  launch_all(ctx, adam_kernel<T>, entries);
+}
+
+template <typename T>
+void apply_all(Context& ctx, std::span<const ApplyUpdate> list) {
+  std::vector<ApplyEntry<T>> entries;
+  for (const ApplyUpdate& a : list)
+    if (a.w.size() > 0)
+      entries.push_back(
+          {.u = data_of<T>(a.u),
+           .n = a.w.size(),
+           .guards = {nullptr, data_of<float>(a.guard)},
+           .into = target_of<T>(
+               {.w = a.w, .copy = a.copy, .step = a.step, .decay = a.decay, .cautious = a.cautious}),
+           .wide = aligned_for_four(a.w, a.u, a.copy)});
+  launch_all(ctx, apply_kernel<T>, entries);
+}
+
+/// Calls body(float{}) or body(double{}): what the operations that know no bf16 compute in.
+template <typename Body>
+void by_precision(DType dtype, Body&& body) {
+  if (dtype == DType::f64) return body(double{});
+  body(float{});
+}
 }  // namespace
 
 void gpu::smooth(Context& ctx, std::span<const Smooth> list) {
-  std::vector<SmoothEntry> entries;
-  for (const Smooth& a : list)
-    if (a.g.size() > 0)
-      entries.push_back({.u = a.u.data,
-                         .m = data_of<float>(a.m),
-                         .g = a.g.data,
-                         .scale = data_of<float>(a.scale),
-                         .n = a.g.size(),
-                         .beta = a.beta,
-                         .gain = a.gain,
-                         .nesterov = a.nesterov,
-                         .wide = aligned_for_four(a.u, a.m, a.g)});
-  if (entries.empty()) return;
-  for_float_type(list[0].u.dtype, [&]<typename U>(U) {
-    for_float_type(list[0].g.dtype,
-                   [&]<typename G>(G) { launch_all<SmoothEntry>(ctx, smooth_kernel<U, G>, entries); });
+  if (list.empty()) return;
+  const DType g = list[0].g.dtype;
+  if (g == DType::f64) return smooth_all<double, double>(ctx, list);
+  // Where no u is kept, its type does not matter.
+  for_float_type(list[0].u ? list[0].u.dtype : DType::f32, [&]<typename U>(U) {
+    for_float_type(g, [&]<typename G>(G) { smooth_all<U, G>(ctx, list); });
   });
 }
 
 void gpu::adam_direction(Context& ctx, std::span<const AdamDirection> list) {
-  std::vector<AdamEntry> entries;
-  for (const AdamDirection& a : list)
-    if (a.g.size() > 0)
-      entries.push_back({.u = data_of<float>(a.u),
-                         .m = data_of<float>(a.m),
-                         .v = data_of<float>(a.v),
-                         .g = data_of<float>(a.g),
-                         .scale = data_of<float>(a.scale),
-                         .n = a.g.size(),
-                         .beta1 = a.beta1,
-                         .beta2 = a.beta2,
-                         .eps = a.eps,
-                         .inverse1 = 1.0f / a.correction1,
-                         .inverse2 = 1.0f / a.correction2,
-                         .wide = aligned_for_four(a.u, a.m, a.v, a.g)});
-  launch_all<AdamEntry>(ctx, adam_kernel, entries);
-}
-
-void gpu::sign(Context& ctx, std::span<const Sign> list) {
-  std::vector<SignEntry> entries;
-  for (const Sign& a : list)
-    if (a.x.size() > 0)
-      entries.push_back({.u = data_of<float>(a.u),
-                         .x = data_of<float>(a.x),
-                         .n = a.x.size(),
-                         .wide = aligned_for_four(a.u, a.x)});
-  launch_all<SignEntry>(ctx, sign_kernel, entries);
+  if (list.empty()) return;
+  by_precision(list[0].g.dtype, [&]<typename T>(T) { adam_all<T>(ctx, list); });
 }
 
 void gpu::apply_update(Context& ctx, std::span<const ApplyUpdate> list) {
-  std::vector<ApplyEntry> entries;
-  for (const ApplyUpdate& a : list)
-    if (a.w.size() > 0)
-      entries.push_back({.w = data_of<float>(a.w),
-                         .u = data_of<float>(a.u),
-                         .copy = data_of<bf16>(a.copy),
-                         .guard = data_of<float>(a.guard),
-                         .n = a.w.size(),
-                         .step = a.step,
-                         .decay = a.decay,
-                         .cautious = a.cautious,
-                         .wide = aligned_for_four(a.w, a.u, a.copy)});
-  launch_all<ApplyEntry>(ctx, apply_kernel, entries);
+  if (list.empty()) return;
+  by_precision(list[0].w.dtype, [&]<typename T>(T) { apply_all<T>(ctx, list); });
 }
 
 void gpu::clip_factor(Context& ctx, const ClipFactor& args) {
@@ -246,6 +329,8 @@ void gpu::clip_factor(Context& ctx, const ClipFactor& args) {
 void gpu::add_diagonal(Context& ctx, const AddDiagonal& args) {
   const int64_t n = args.x.shape[1], count = args.x.shape[0] * n;
   if (count == 0) return;
-  launch(ctx, {.grid = blocks_for(count, kChunkThreads), .block = kChunkThreads}, add_diagonal_kernel,
-         data_of<float>(args.x), args.value, n, count);
+  by_precision(args.x.dtype, [&]<typename T>(T) {
+    launch(ctx, {.grid = blocks_for(count, kChunkThreads), .block = kChunkThreads}, add_diagonal_kernel<T>,
+           data_of<T>(args.x), static_cast<T>(args.value), n, count);
+  });
 }

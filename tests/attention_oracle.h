@@ -37,6 +37,7 @@ struct Case {
 struct Oracle {
   Doubles out, lse, dqkv;
   Doubles out_bound, dqkv_bound;
+  Doubles row_max;
 };
 
 /// What the forward pass left for the backward pass, when it was not exact.
@@ -56,7 +57,8 @@ inline Oracle oracle(const Case& c, const Doubles& x, const Doubles& dout, doubl
                      const Stored* stored = nullptr) {
   const auto zeros = [](int64_t count) { return Doubles(static_cast<size_t>(count)); };
   const int64_t outputs = c.B * c.T * c.C();
-  Oracle o{zeros(outputs), zeros(c.B * c.NH * c.T), zeros(3 * outputs), zeros(outputs), zeros(3 * outputs)};
+  Oracle o{zeros(outputs), zeros(c.B * c.NH * c.T), zeros(3 * outputs),
+           zeros(outputs), zeros(3 * outputs),      zeros(c.B * c.NH * c.T)};
   const double scale = 1.0 / std::sqrt(static_cast<double>(c.HS)), u = 0x1p-8;
   for (int64_t b = 0; b < c.B; ++b)
     for (int64_t h = 0; h < c.NH; ++h)
@@ -70,6 +72,7 @@ inline Oracle oracle(const Case& c, const Doubles& x, const Doubles& dout, doubl
         }
         for (double s : p) sum += std::exp(s - max);
         o.lse[c.lse(b, h, i)] = max + std::log(sum);
+        o.row_max[c.lse(b, h, i)] = max;
         const double lse = stored != nullptr ? stored->lse[c.lse(b, h, i)] : o.lse[c.lse(b, h, i)];
         for (double& s : p) s = std::exp(s - lse);
         for (int64_t d = 0; d < c.HS; ++d) {

@@ -11,6 +11,7 @@
 #include "tests/cases/layernorm.h"
 #include "tests/cases/lines.h"
 #include "tests/cases/matmul.h"
+#include "tests/cases/qk_clip.h"
 #include "tests/cases/reduce.h"
 #include "tests/cases/update.h"
 
@@ -75,6 +76,13 @@ inline std::vector<OpCase> test_cases() {
     add(batched_matmul_case(3, M, M + 11, Symmetry::gram));
     add(batched_matmul_case(2, M, M, Symmetry::square));
   }
+  // float64: one block, several for each thread, and triangles.
+  for (Orientation o : {kNN, kNT, kTN, kTT})
+    add(in_float64(batched_matmul_case(3, 9, 17, Symmetry::none, o)));
+  for (int64_t M : {1, 65, 300}) {
+    add(in_float64(batched_matmul_case(3, M, M + 11, Symmetry::gram)));
+    add(in_float64(batched_matmul_case(2, M, M, Symmetry::square)));
+  }
   add(batched_matmul_case(1, 300, 70, Symmetry::gram));
   add(batched_matmul_case(1, 700, 20, Symmetry::gram));
   for (Orientation o : {kNN, kNT, kTN})  // large enough to be cut among threads
@@ -88,7 +96,11 @@ inline std::vector<OpCase> test_cases() {
     add(transpose_case(1, rows, cols));
     for (bool by_rows : {true, false}) {
       add(norms_case(by_rows, rows, cols));
-      for (bool divide : {true, false}) add(scale_case(by_rows, rows, cols, divide, divide));
+      add(in_float64(norms_case(by_rows, rows, cols)));
+      for (bool divide : {true, false}) {
+        add(scale_case(by_rows, rows, cols, divide, divide));
+        add(in_float64(scale_case(by_rows, rows, cols, divide, divide)));
+      }
     }
   }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{513, 40}, {1100, 256}, {700, 1031}})
@@ -97,6 +109,9 @@ inline std::vector<OpCase> test_cases() {
   for (int64_t batch : {2, 3}) add(transpose_case(batch, 64, 128 + batch));
   for (bool by_rows : {true, false}) {  // longer than one part
     add(norms_case(by_rows, by_rows ? 3 : 700, by_rows ? 20003 : 65));
+    add(in_float64(norms_case(by_rows, by_rows ? 3 : 700, by_rows ? 20003 : 65)));
+    add(in_float64(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40)));
+    add(in_float64(scale_case(by_rows, 30, 40, true, false)));
     add(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40));
   }
   // Less than a tile of columns, several, and rows and columns longer than a block; aligned and not.
@@ -110,33 +125,57 @@ inline std::vector<OpCase> test_cases() {
           add(line_duals_case({batch, rows, cols, lines, q, dtype, in_place}));
         }
   for (const char* op : {"sum_of_squares", "dot", "sum_abs", "max_abs"})
-    for (int64_t n : {1, 15, 1025, 300000}) add(whole_tensor_case(op, n));
+    for (int64_t n : {1, 15, 1025, 300000}) {
+      add(whole_tensor_case(op, n));
+      add(in_float64(whole_tensor_case(op, n)));
+    }
   for (int64_t n : {1, 33, 5000})
     for (bool accumulate : {false, true}) add(mean_case(n, accumulate));
   // One tensor, some of odd sizes, larger than a chunk, and more than the arguments of a launch list.
   for (const auto& [count, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 8191}, {4, 20000}, {150, 5}}) {
     add(sums_of_squares_case(count, n));
+    add(in_float64(sums_of_squares_case(count, n)));
     for (HalfSmooth half : {HalfSmooth::none, HalfSmooth::u, HalfSmooth::g}) {
       add(smooth_case(count, n, false, false, half));
       add(smooth_case(count, n, true, false, half));
     }
     add(smooth_case(count, n, true, true, HalfSmooth::none));
     add(smooth_case(count, n, true, true, HalfSmooth::u));
+    for (bool remember : {false, true})
+      add(in_float64(smooth_case(count, n, remember, remember, HalfSmooth::none)));
+    for (SmoothRule rule : {SmoothRule::sgd, SmoothRule::nesterov, SmoothRule::lion, SmoothRule::sign}) {
+      add(smooth_into_case(count, n, rule));
+      add(in_float64(smooth_into_case(count, n, rule)));
+    }
     for (bool first : {false, true})
-      for (bool second : {false, true}) add(adam_case(count, n, first, second));
+      for (bool second : {false, true}) {
+        add(adam_case(count, n, first, second));
+        add(adam_case(count, n, first, second, /*into=*/true));
+        add(in_float64(adam_case(count, n, first, second, /*into=*/second)));
+      }
     add(sign_case(count, n));
-    for (bool cautious : {false, true}) add(apply_update_case(count, n, cautious));
+    add(in_float64(sign_case(count, n)));
+    for (bool cautious : {false, true}) {
+      add(apply_update_case(count, n, cautious));
+      add(in_float64(apply_update_case(count, n, cautious)));
+    }
   }
   for (int64_t n : {1, 149, 1000})
     for (double limit : {0, 1, 1000}) add(clip_factor_case(n, limit));
   for (const auto& [B, T, NH, HS] :
        {std::array<int64_t, 4>{1, 1, 1, 3}, {2, 7, 3, 4}, {1, 70, 2, 20}, {1, 66, 1, 80}}) {
     // On a GPU, heads of 64 and 128 in bf16 round inside too: test_gpu_attention.cpp has bounds for that.
-    add(attention_forward_case(B, T, NH, HS));
+    for (bool row_max : {false, true}) add(attention_forward_case(B, T, NH, HS, attention_forward, row_max));
     add(attention_backward_case(B, T, NH, HS));
   }
+  for (const auto& [B, NH, T] : {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 7}, {3, 2, 1025}})
+    for (bool accumulate : {false, true}) add(head_max_case(B, NH, T, accumulate));
+  // Heads in one piece of a pack and not, weights of several chunks, more tensors than a launch lists.
+  for (const auto& [count, NH, HS] : {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 5}, {3, 6, 16}, {40, 2, 3}})
+    for (float alpha : {0.5f, 0.2f}) add(qk_clip_case(count, NH, HS, alpha));
   add(add_diagonal_case(1, 1));
   add(add_diagonal_case(3, 41));
+  add(in_float64(add_diagonal_case(3, 41)));
   return cases;
 }
 
@@ -173,6 +212,8 @@ inline std::vector<OpCase> training_cases(const TrainingSizes& sizes = {}) {
                             smooth_case(72, C * C, true, true, HalfSmooth::u),
                             smooth_case(72, C * C, false, false, HalfSmooth::g),
                             adam_case(1, Vp * C, true, true),
+                            adam_case(1, Vp * C, true, true, /*into=*/true),
+                            smooth_into_case(72, C * C, SmoothRule::lion),
                             apply_update_case(72, C * C, false),
                             norms_case(true, Vp, C),
                             norms_case(false, 4 * C, C),

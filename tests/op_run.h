@@ -20,8 +20,9 @@ inline Values random_values(const OpCase& op_case) {
     std::normal_distribution<double> normal(operand.offset, operand.scale);
     std::uniform_int_distribution<int64_t> below(0, std::max<int64_t>(1, operand.below) - 1);
     for (int64_t i = 0; i < operand.shape.size(); ++i)
-      out.push_back(operand.below > 0 ? static_cast<double>(below(random))
-                                      : static_cast<float>(normal(random)));
+      out.push_back(operand.below > 0             ? static_cast<double>(below(random))
+                    : operand.dtype == DType::f64 ? normal(random)
+                                                  : static_cast<float>(normal(random)));
   }
   if (op_case.prepare) op_case.prepare(values);
   return values;

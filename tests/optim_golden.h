@@ -48,6 +48,14 @@ inline Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float sca
   return m;
 }
 
+/// The same numbers in another type.
+template <typename T, typename From>
+MatrixOf<T> as(const MatrixOf<From>& m) {
+  MatrixOf<T> out(m.rows, m.cols);
+  for (size_t i = 0; i < m.data.size(); ++i) out.data[i] = static_cast<T>(m.data[i]);
+  return out;
+}
+
 template <typename T>
 MatrixOf<T> scaled(MatrixOf<T> m, double c) {
   for (T& x : m.data) x = static_cast<T>(c * x);

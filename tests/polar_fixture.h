@@ -9,50 +9,58 @@
 #include "tests/optim_golden.h"
 
 /// The polar factor of a matrix that is stored as `dtype` where ctx computes.
-inline Matrix polar_of(Context& ctx, const Matrix& m, const PolarMethod& method, DType dtype = DType::f32) {
-  const There x(ctx, m, dtype);
+template <typename T>
+MatrixOf<T> polar_of(Context& ctx, const MatrixOf<T>& m, const PolarMethod& method,
+                     DType dtype = dtype_of<T>()) {
+  const ThereOf<T> x(ctx, m, dtype);
   polar(ctx, {.x = x.batch(), .method = method});
   return x.here();
 }
-inline Matrix exact_polar(Context& ctx, const Matrix& x) {
+template <typename T>
+MatrixOf<T> exact_polar(Context& ctx, const MatrixOf<T>& x) {
   return polar_of(ctx, x, polar_method("svd"));
 }
 
 /// A matrix with these singular values, in random directions.
 inline Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols,
                                    const std::vector<double>& values, uint32_t seed) {
-  const Matrix u = exact_polar(ctx, random_matrix(rows, static_cast<int64_t>(values.size()), seed));
-  Matrix v = exact_polar(ctx, random_matrix(static_cast<int64_t>(values.size()), cols, seed + 1));
+  const Matrix64 u =
+      exact_polar(ctx, as<double>(random_matrix(rows, static_cast<int64_t>(values.size()), seed)));
+  Matrix64 v =
+      exact_polar(ctx, as<double>(random_matrix(static_cast<int64_t>(values.size()), cols, seed + 1)));
   for (int64_t i = 0; i < v.rows; ++i)
-    for (int64_t j = 0; j < v.cols; ++j) v(i, j) *= static_cast<float>(values[static_cast<size_t>(i)]);
-  return product(u, v);
+    for (int64_t j = 0; j < v.cols; ++j) v(i, j) *= values[static_cast<size_t>(i)];
+  return as<float>(product(u, v));
+}
+
+/// What Newton-Schulz starts from, in float64.
+template <typename T>
+Matrix64 start_of(const MatrixOf<T>& x, const PolarMethod& method) {
+  Matrix64 y = scaled(as<double>(x), 1 / (std::sqrt(inner(x, x)) * method.safety + method.eps));
+  if (!method.aol) return y;
+  const bool tall = y.rows > y.cols;
+  const Matrix64 gram = tall ? product(y.transposed(), y) : product(y, y.transposed());
+  for (int64_t i = 0; i < gram.rows; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < gram.cols; ++j) sum += std::fabs(gram(i, j));
+    for (int64_t j = 0; j < (tall ? y.rows : y.cols); ++j)
+      (tall ? y(j, i) : y(i, j)) /= std::sqrt(sum) * method.safety;
+  }
+  return y;
 }
 
 /// The same iteration in float64 on plain loops, X X^T always from the left: the oracle.
-inline Matrix in_float64(const Matrix& x, const PolarMethod& method) {
-  const double norm = std::sqrt(inner(x, x));
-  std::vector<double> y(x.data.begin(), x.data.end());
-  const auto r = static_cast<size_t>(x.rows), c = static_cast<size_t>(x.cols);
-  for (double& value : y) value /= norm * method.safety;
+template <typename T>
+MatrixOf<T> in_float64(const MatrixOf<T>& x, const PolarMethod& method) {
+  Matrix64 y = start_of(x, method);
   for (const Quintic& step : method.steps) {
-    std::vector<double> a(r * r, 0), b(r * r, 0), z(r * c, 0);
-    for (size_t i = 0; i < r; ++i)
-      for (size_t j = 0; j < r; ++j)
-        for (size_t l = 0; l < c; ++l) a[i * r + j] += y[i * c + l] * y[j * c + l];
-    for (size_t i = 0; i < r; ++i)
-      for (size_t l = 0; l < r; ++l)
-        for (size_t j = 0; j < r; ++j) b[i * r + j] += step.c * a[i * r + l] * a[l * r + j];
-    for (size_t i = 0; i < r * r; ++i) b[i] += step.b * a[i];
-    for (size_t i = 0; i < r; ++i) {
-      for (size_t j = 0; j < c; ++j) z[i * c + j] = step.a * y[i * c + j];
-      for (size_t l = 0; l < r; ++l)
-        for (size_t j = 0; j < c; ++j) z[i * c + j] += b[i * r + l] * y[l * c + j];
-    }
-    y = z;
+    const Matrix64 a = product(y, y.transposed()), square = product(a, a);
+    Matrix64 p(a.rows, a.cols);
+    for (size_t i = 0; i < p.data.size(); ++i) p.data[i] = step.b * a.data[i] + step.c * square.data[i];
+    for (int64_t i = 0; i < p.rows; ++i) p(i, i) += step.a;
+    y = product(p, y);
   }
-  Matrix out(x.rows, x.cols);
-  for (size_t i = 0; i < y.size(); ++i) out.data[i] = static_cast<float>(y[i]);
-  return out;
+  return as<T>(y);
 }
 
 /// Every Newton-Schulz method of the table.
@@ -64,38 +72,78 @@ inline std::vector<PolarMethod> iterations() {
   return list;
 }
 
-inline void check_expected_polars(UseDevice use) {
+/// ns_outputs and the exact factors of the golden file, with its eps.
+template <typename T>
+void check_expected_polars(UseDevice use) {
   Context ctx;
   use(ctx);
   ctx.scratch.reserve(int64_t{8} << 20);
+  const double tolerance = sizeof(T) == 8 ? 1e-9 : 1e-4;
   const std::pair<const char*, const char*> rows[] = {
       {"cubic_20", "cubic"},      {"keller5", "keller5"}, {"hybrid8_2", "hybrid"},
       {"quintic12", "quintic12"}, {"modula6", "modula6"}, {"polar_express5", "polar-express"}};
   const nlohmann::json& numbers = optim_golden();
-  for (const auto& [name, method] : rows)
+  ASSERT_EQ(numbers.at("ns_outputs").size(), std::size(rows));
+  for (const auto& [name, row] : rows)
     for (const char* example : {"tall_3x2", "wide_2x3"}) {
-      const Matrix g(numbers.at("norm_examples").at(example).at("G"));
-      const Matrix expected(numbers.at("ns_outputs").at(name).at(example));
-      EXPECT_LT(deviation(polar_of(ctx, g, polar_method(method)), expected), 1e-4) << name << " " << example;
+      SCOPED_TRACE(testing::Message() << name << " " << example);
+      const nlohmann::json& entry = numbers.at("ns_outputs").at(name);
+      PolarMethod method = polar_method(row);
+      method.eps = entry.at("opts").value("eps", 0.0);
+      EXPECT_EQ(method.safety, entry.at("opts").value("norm_mult", 1.0));
+      const MatrixOf<T> g(numbers.at("norm_examples").at(example).at("G"));
+      EXPECT_LT(deviation(polar_of(ctx, g, method), MatrixOf<T>(entry.at(example))), tolerance);
     }
   for (const auto& [example, norms] : numbers.at("norm_examples").items())
-    EXPECT_LT(deviation(exact_polar(ctx, Matrix(norms.at("G"))), Matrix(norms.at("polar"))), 1e-6) << example;
+    for (const char* exact : {"svd", "sketch", "newton"}) {
+      SCOPED_TRACE(example + " " + exact);
+      const MatrixOf<T> g(norms.at("G")), expected(norms.at("polar"));
+      // newton is damped, and 30 steps reach small singular values only so far.
+      const bool newton = std::string(exact) == "newton";
+      EXPECT_LT(deviation(polar_of(ctx, g, polar_method(exact)), expected), newton && sizeof(T) == 4 ? 2e-4
+                                                                            : sizeof(T) == 8         ? 1e-9
+                                                                                                     : 2e-6);
+    }
 }
 
 /// Square, tall, wide, odd, and clearly rectangular ones, which run on the Gram matrix.
-inline void check_polars_in_float64(UseDevice use) {
+template <typename T>
+void check_polars_in_float64(UseDevice use) {
   Context ctx;
   use(ctx);
   ctx.scratch.reserve(int64_t{8} << 20);
+  const double tolerance = sizeof(T) == 8 ? 1e-9 : 1e-4;
   uint32_t seed = 1;
   for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {7, 29}, {16, 64}, {1, 5}, {1, 1}})
-    for (const PolarMethod& method : iterations()) {
-      SCOPED_TRACE(testing::Message() << method.name << " " << rows << " x " << cols);
-      const Matrix g = random_matrix(rows, cols, seed++);
-      const Matrix expected = in_float64(g, method);
-      EXPECT_LT(deviation(polar_of(ctx, g, method), expected), 1e-4);
-      EXPECT_LT(deviation(polar_of(ctx, g.transposed(), method).transposed(), expected), 1e-4);
-    }
+    for (PolarMethod method : iterations())
+      for (const double eps : {0.0, 0.3}) {
+        SCOPED_TRACE(testing::Message() << method.name << " " << rows << " x " << cols << " eps " << eps);
+        method.eps = eps;
+        const auto g = as<T>(random_matrix(rows, cols, seed++)), turned = g.transposed();
+        EXPECT_LT(deviation(polar_of(ctx, g, method), in_float64(g, method)), tolerance);
+        EXPECT_LT(deviation(polar_of(ctx, turned, method), in_float64(turned, method)), tolerance);
+      }
+}
+
+/// The methods that are not polynomials against LAPACK's factor.
+template <typename T>
+void check_exact_methods(UseDevice use) {
+  Context ctx;
+  use(ctx);
+  ctx.scratch.reserve(int64_t{8} << 20);
+  CpuContext cpu;
+  for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {29, 7}, {16, 64}, {5, 1}}) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+    std::vector<double> values;  // within a factor of ten, so that newton's damping does not show
+    for (int64_t i = 0; i < std::min(rows, cols); ++i)
+      values.push_back(1 - 0.9 * static_cast<double>(i) / 12);
+    const auto g = as<T>(with_singular_values(cpu, rows, cols, values, 5)), exact = exact_polar(ctx, g);
+    EXPECT_LT(deviation(polar_of(ctx, g, polar_method("sketch")), exact), sizeof(T) == 8 ? 1e-10 : 5e-5);
+    EXPECT_LT(deviation(polar_of(ctx, g, polar_method("newton")), exact), sizeof(T) == 8 ? 1e-9 : 5e-3);
+    EXPECT_LT(deviation(polar_of(ctx, scaled(g, 1e-20), polar_method("newton")),
+                        polar_of(ctx, g, polar_method("newton"))),
+              2e-5);
+  }
 }
 
 /// In batches of ctx.dtype.
@@ -107,7 +155,7 @@ inline void check_polars_of_zero_and_nan(UseDevice use) {
     const PolarMethod method = polar_method(name);
     for (const int64_t cols : {6, 20}) {
       SCOPED_TRACE(testing::Message() << name << " " << cols);
-      const DType dtype = method.on_host() ? DType::f32 : ctx.dtype;
+      const DType dtype = method.bears_bf16() ? ctx.dtype : DType::f32;
       for (float x : polar_of(ctx, Matrix(6, cols), method, dtype).data) EXPECT_EQ(x, 0);
       Matrix bad = random_matrix(6, cols, 1);
       bad(2, 3) = std::nanf("");

@@ -13,7 +13,7 @@ namespace {
 using namespace attention;
 
 struct Result {
-  Floats out, lse, dqkv;
+  Floats out, lse, dqkv, row_max;
 };
 
 /// Forward and backward of the operation, with exactly the scratch that it says it needs. Outputs start as
@@ -24,10 +24,11 @@ Result run(const Case& c, Floats qkv, Floats dout) {
   ctx.scratch.reserve(attention_scratch_bytes(ctx, c.B, c.T, c.NH, c.HS));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   Result r{Floats(dout.size(), nan), Floats(static_cast<size_t>(c.B * c.NH * c.T), nan),
-           Floats(qkv.size(), nan)};
+           Floats(qkv.size(), nan), Floats(static_cast<size_t>(c.B * c.NH * c.T), nan)};
   const Tensor x(qkv.data(), {c.B, c.T, 3 * c.C()}), out(r.out.data(), {c.B, c.T, c.C()});
   const Tensor lse(r.lse.data(), {c.B, c.NH, c.T});
-  attention_forward(ctx, {.out = out, .lse = lse, .qkv = x, .NH = c.NH});
+  attention_forward(
+      ctx, {.out = out, .lse = lse, .qkv = x, .NH = c.NH, .row_max = Tensor(r.row_max.data(), lse.shape)});
   attention_backward(ctx, {.dqkv = Tensor(r.dqkv.data(), x.shape),
                            .dout = Tensor(dout.data(), out.shape),
                            .out = out,
@@ -46,6 +47,7 @@ void check(const Case& c, float size = 1.0f, double tolerance = 4e-6) {
   const Oracle want = oracle(c, doubles(qkv), doubles(dout));
   EXPECT_LT(worst(got.out, want.out), tolerance);
   EXPECT_LT(worst(got.lse, want.lse), tolerance);
+  EXPECT_LT(worst(got.row_max, want.row_max), tolerance);
   EXPECT_LT(worst(got.dqkv, want.dqkv), 4 * tolerance);
 }
 
@@ -70,15 +72,21 @@ TEST(Attention, LaterQueriesAlone) {
     Context ctx;
     use_cpu(ctx, 2);
     ctx.scratch.reserve(attention_scratch_bytes(ctx, c.B, c.T, c.NH, c.HS));
-    Floats out(whole.out.size(), -1.0f), lse(whole.lse.size(), -1.0f);
+    Floats out(whole.out.size(), -1.0f), lse(whole.lse.size(), -1.0f), row_max(lse);
     attention_forward(ctx, {.out = Tensor(out.data(), {c.B, c.T, c.C()}),
                             .lse = Tensor(lse.data(), {c.B, c.NH, c.T}),
                             .qkv = Tensor(const_cast<float*>(qkv.data()), {c.B, c.T, 3 * c.C()}),
                             .NH = c.NH,
-                            .first = first});
+                            .first = first,
+                            .row_max = Tensor(row_max.data(), {c.B, c.NH, c.T})});
     const size_t from = c.out(0, first, 0, 0);
     EXPECT_EQ(std::memcmp(out.data() + from, whole.out.data() + from, (out.size() - from) * sizeof(float)), 0)
         << first;
+    for (int64_t h = 0; h < c.NH; ++h)
+      EXPECT_EQ(std::memcmp(&row_max[c.lse(0, h, first)], &whole.row_max[c.lse(0, h, first)],
+                            static_cast<size_t>(c.T - first) * sizeof(float)),
+                0)
+          << first;
   }
 }
 TEST(Attention, MatchesFloat64EveryHeadSize) {
@@ -140,7 +148,9 @@ TEST(Attention, ThreadsAgree) {
   const Result one = run(c, qkv, dout);
   for (c.threads = 2; c.threads <= 20; ++c.threads) {
     const Result many = run(c, qkv, dout);
-    EXPECT_TRUE(same_bits(one.out, many.out) && same_bits(one.lse, many.lse)) << c.str();
+    EXPECT_TRUE(same_bits(one.out, many.out) && same_bits(one.lse, many.lse) &&
+                same_bits(one.row_max, many.row_max))
+        << c.str();
     EXPECT_LT(worst(many.dqkv, doubles(one.dqkv)), 2e-6) << c.str();
   }
 }
@@ -164,6 +174,22 @@ TEST(Attention, FutureDoesNotReachThePast) {
   }
 }
 
+/// A row's largest logit is asked for or not: the rest has the same bits.
+TEST(Attention, RowMaxIsOptional) {
+  const Case c{.B = 2, .T = 131, .NH = 2, .HS = 20};
+  Floats qkv = random_floats(c.B * c.T * 3 * c.C(), 7);
+  const Result with = run(c, qkv, random_floats(c.B * c.T * c.C(), 8));
+  Context ctx;
+  use_cpu(ctx, 2);
+  ctx.scratch.reserve(attention_scratch_bytes(ctx, c.B, c.T, c.NH, c.HS));
+  Floats out(with.out.size()), lse(with.lse.size());
+  attention_forward(ctx, {.out = Tensor(out.data(), {c.B, c.T, c.C()}),
+                          .lse = Tensor(lse.data(), {c.B, c.NH, c.T}),
+                          .qkv = Tensor(qkv.data(), {c.B, c.T, 3 * c.C()}),
+                          .NH = c.NH});
+  EXPECT_TRUE(same_bits(out, with.out) && same_bits(lse, with.lse));
+}
+
 TEST(Attention, LargeScoresStayFinite) {
   const Case c{.B = 1, .T = 100, .NH = 2, .HS = 16, .threads = 2};
   Floats qkv = random_floats(c.B * c.T * 3 * c.C(), 11);
@@ -173,6 +199,7 @@ TEST(Attention, LargeScoresStayFinite) {
   const Oracle want = oracle(c, doubles(qkv), doubles(dout));
   EXPECT_LT(worst(got.out, want.out), 1e-5);
   EXPECT_LT(worst(got.lse, want.lse), 1e-5);
+  EXPECT_LT(worst(got.row_max, want.row_max), 1e-6);
   EXPECT_LT(worst(got.dqkv, want.dqkv), 0.1);  // lse near 4e4 is rounded by up to 2e-3, which scales P
   for (float& x : qkv) x *= 100;               // values of +-1e4
   for (const Floats& xs : {run(c, qkv, dout).out, run(c, qkv, dout).lse, run(c, qkv, dout).dqkv})
@@ -191,6 +218,10 @@ TEST(Attention, NanStaysVisible) {
     EXPECT_FALSE(std::isnan(got.out[c.out(1, 69, 0, 3)])) << part;  // other heads and sequences are clean
     EXPECT_FALSE(std::isnan(got.out[c.out(0, 69, 1, 3)])) << part;
     EXPECT_TRUE(std::isnan(got.dqkv[c.qkv(1, 40, 0, 1, 3)])) << part;
+    EXPECT_EQ(std::isnan(got.row_max[c.lse(1, 1, 40)]), part < 2);  // v is no part of a logit
+    EXPECT_EQ(std::isnan(got.row_max[c.lse(1, 1, 69)]), part == 1);
+    EXPECT_FALSE(std::isnan(got.row_max[c.lse(1, 1, 39)])) << part;
+    EXPECT_FALSE(std::isnan(got.row_max[c.lse(1, 0, 69)])) << part;
   }
   Floats bad = dout;
   bad[c.out(0, 30, 0, 0)] = std::numeric_limits<float>::quiet_NaN();
@@ -210,6 +241,8 @@ TEST(Attention, RejectsShapesThatDoNotFit) {
   EXPECT_THROW(forward(out, lse, Tensor(memory.data(), {4, 24}), 2), ShapeError);
   EXPECT_THROW(forward(Tensor(memory.data(), {1, 4, 24}), lse, qkv, 2), ShapeError);
   EXPECT_THROW(forward(out, Tensor(memory.data(), {1, 4, 2}), qkv, 2), ShapeError);
+  EXPECT_THROW(attention_forward(ctx, {.out = out, .lse = lse, .qkv = qkv, .NH = 2, .row_max = out}),
+               ShapeError);
   EXPECT_THROW(
       attention_backward(ctx, {.dqkv = qkv, .dout = lse, .out = out, .lse = lse, .qkv = qkv, .NH = 2}),
       ShapeError);

@@ -15,7 +15,7 @@ using namespace attention;
 enum class Family { f32, bf16, bf16_odd };
 
 struct Result {
-  Floats out, lse, dqkv;
+  Floats out, lse, dqkv, row_max;
 };
 
 struct Call {
@@ -23,7 +23,7 @@ struct Call {
   Family family = Family::f32;
   Floats qkv = random_floats(c.B * c.T * 3 * c.C(), 1), dout = random_floats(c.B * c.T * c.C(), 2);
   int64_t first = 0;
-  bool backward = true;
+  bool backward = true, row_max = true;
 
   DType dtype() const { return family == Family::f32 ? DType::f32 : DType::bf16; }
   /// Makes the inputs what the device stores.
@@ -52,29 +52,35 @@ Result run(const Call& call) {
     arena.add(&tensor, call.dtype(), {shape.size() + odd});
   };
   const Shape row{c.B, c.T, c.C()}, rows{c.B, c.T, 3 * c.C()};
-  Tensor qkv, dout, out, dqkv, lse;
+  Tensor qkv, dout, out, dqkv, lse, row_max;
   add(qkv, rows), add(dqkv, rows), add(dout, row), add(out, row);
   arena.add(&lse, {c.B, c.NH, c.T});
+  arena.add(&row_max, lse.shape);
   arena.allocate(ctx);
   for (Tensor* t : {&qkv, &dqkv}) *t = t->slice(odd, rows.size()).view(rows);
   for (Tensor* t : {&dout, &out}) *t = t->slice(odd, row.size()).view(row);
   put(ctx, qkv, doubles(call.qkv));
   put(ctx, dout, doubles(call.dout));
-  for (const Tensor& t : {out, lse, dqkv})
+  for (const Tensor& t : {out, lse, dqkv, row_max})
     put(ctx, t, Doubles(static_cast<size_t>(t.size()), std::numeric_limits<double>::quiet_NaN()));
-  attention_forward(ctx, {.out = out, .lse = lse, .qkv = qkv, .NH = c.NH, .first = call.first});
+  attention_forward(ctx, {.out = out,
+                          .lse = lse,
+                          .qkv = qkv,
+                          .NH = c.NH,
+                          .first = call.first,
+                          .row_max = call.row_max ? row_max : Tensor{}});
   if (call.backward)
     attention_backward(ctx, {.dqkv = dqkv, .dout = dout, .out = out, .lse = lse, .qkv = qkv, .NH = c.NH});
   const auto floats = [&](const Tensor& t) {
     const Doubles x = get(ctx, t);
     return Floats(x.begin(), x.end());
   };
-  return {floats(out), floats(lse), floats(dqkv)};
+  return {floats(out), floats(lse), floats(dqkv), floats(row_max)};
 }
 
 bool same_bits(const Result& a, const Result& b) {
   return attention::same_bits(a.out, b.out) && attention::same_bits(a.lse, b.lse) &&
-         attention::same_bits(a.dqkv, b.dqkv);
+         attention::same_bits(a.dqkv, b.dqkv) && attention::same_bits(a.row_max, b.row_max);
 }
 
 /// The result in every order of threads, after seeing that it is the same in all of them.
@@ -107,6 +113,7 @@ void check(Call call) {
   const Result got = run_in_all_orders(call);
   const Oracle want = oracle(call.c, doubles(call.qkv), doubles(call.dout));
   EXPECT_LT(worst(got.lse, want.lse), 4e-6);
+  EXPECT_LT(worst(got.row_max, want.row_max), 4e-6);
   if (call.family == Family::f32) {
     EXPECT_LT(worst(got.out, want.out), 4e-6);
     EXPECT_LT(worst(got.dqkv, want.dqkv), 1.6e-5);
@@ -168,12 +175,26 @@ TEST(GpuAttention, LaterQueriesAlone) {
       EXPECT_EQ(std::memcmp(&some.out[from], &whole.out[from], (some.out.size() - from) * sizeof(float)), 0)
           << first;
       for (int64_t h = 0; h < c.NH; ++h)
-        EXPECT_EQ(std::memcmp(&some.lse[c.lse(0, h, first)], &whole.lse[c.lse(0, h, first)],
-                              static_cast<size_t>(c.T - first) * sizeof(float)),
-                  0)
-            << first;
+        for (const auto& [a, b] :
+             {std::pair(&some.lse, &whole.lse), std::pair(&some.row_max, &whole.row_max)})
+          EXPECT_EQ(std::memcmp(&(*a)[c.lse(0, h, first)], &(*b)[c.lse(0, h, first)],
+                                static_cast<size_t>(c.T - first) * sizeof(float)),
+                    0)
+              << first;
       for (size_t i = 0; i < before; ++i) ASSERT_TRUE(std::isnan(some.out[i])) << first;
     }
+  }
+}
+
+/// A row's largest logit is asked for or not: the rest has the same bits.
+TEST(GpuAttention, RowMaxIsOptional) {
+  for (Call call : families(131)) {
+    SCOPED_TRACE(call.str());
+    const Result with = run(call);
+    call.row_max = false;
+    const Result without = run(call);
+    EXPECT_TRUE(attention::same_bits(with.out, without.out) && attention::same_bits(with.lse, without.lse));
+    for (const float x : without.row_max) ASSERT_TRUE(std::isnan(x));  // left alone
   }
 }
 
@@ -208,6 +229,7 @@ TEST(GpuAttention, LargeScoresStayFinite) {
     const double slack = std::exp(most * 0x1p-22) - 1;
     const Oracle want = oracle(call.c, doubles(call.qkv), doubles(call.dout), slack);
     EXPECT_LT(worst(got.lse, want.lse), 1e-6);
+    EXPECT_LT(worst(got.row_max, want.row_max), 1e-6);
     EXPECT_LT(worst(got.out, want.out), call.family == Family::f32 ? 1e-5 : 0x1p-8);
     for (size_t i = 0; i < got.out.size(); ++i)
       ASSERT_NEAR(got.out[i], want.out[i], want.out_bound[i] + 1e-6) << i;
@@ -233,6 +255,10 @@ TEST(GpuAttention, NanStaysVisible) {
       EXPECT_TRUE(part == 0 || std::isnan(got.out[c.out(0, 69, h, 3)])) << part;
       EXPECT_TRUE(h == 0 || !std::isnan(got.out[c.out(0, 69, 0, 3)])) << part;  // other heads are clean
       EXPECT_TRUE(std::isnan(got.dqkv[c.qkv(0, 40, 0, h, 3)])) << part;
+      EXPECT_EQ(std::isnan(got.row_max[c.lse(0, h, 40)]), part < 2);  // v is no part of a logit
+      EXPECT_EQ(std::isnan(got.row_max[c.lse(0, h, 69)]), part == 1);
+      EXPECT_FALSE(std::isnan(got.row_max[c.lse(0, h, 39)])) << part;
+      EXPECT_TRUE(h == 0 || !std::isnan(got.row_max[c.lse(0, 0, 69)])) << part;
     }
     Call call = clean;
     call.dout[c.out(0, 30, h, 0)] = std::numeric_limits<float>::quiet_NaN();

@@ -164,7 +164,7 @@ TEST(GpuMatmul, APolynomialOfNewtonSchulzIsOneProduct) {
 
 /// A product of matrices inside larger ones, c apart from d; nothing but d may change.
 void check_layout(DType in, DType out, int64_t batch, bool ta, bool tb) {
-  Gpu gpu(in);
+  Gpu gpu(in == DType::bf16 ? DType::bf16 : DType::f32);
   const int64_t M = 6, N = 16, K = 8, ld = 24, rows = 20;  // room around each matrix
   const Shape shape{batch, rows, ld};
   Tensor a, b, c, d;
@@ -206,7 +206,7 @@ void check_layout(DType in, DType out, int64_t batch, bool ta, bool tb) {
               v["a"][base + (ta ? k * ld + m : m * ld + k)] * v["b"][base + (tb ? n * ld + k : k * ld + n)];
         v["d"][base + m * ld + n] = -0.5 * sum + 2 * v["c"][base + m * ld + n];
       }
-  const double tolerance = out == DType::bf16 ? kRounding : 1e-6;
+  const double tolerance = out == DType::bf16 ? kRounding : out == DType::f64 ? 1e-14 : 1e-6;
   for (const auto& [name, tensor] : {std::pair{"a", a}, {"b", b}, {"c", c}, {"d", d}}) {
     const std::vector<double> got = get(gpu.ctx, tensor);
     for (size_t i = 0; i < got.size(); ++i)
@@ -221,6 +221,7 @@ TEST(GpuMatmul, MatricesMayLieInsideLargerOnes) {
         check_layout(DType::f32, DType::f32, batch, ta, tb);
         check_layout(DType::bf16, DType::bf16, batch, ta, tb);
         check_layout(DType::bf16, DType::f32, batch, ta, tb);
+        check_layout(DType::f64, DType::f64, batch, ta, tb);
       }
 }
 
@@ -239,6 +240,11 @@ TEST(GpuMatmul, WhatCannotBeAProductIsAnError) {
   wrong([](Gemm& g) { g.d.stride = 15, g.batch = 2; });
   wrong([](Gemm& g) { g.K = 0; });
   wrong([](Gemm& g) { g.beta = 1; });  // no c
+  wrong([](Gemm& g) { g.b.dtype = DType::bf16; });
+  wrong([](Gemm& g) { g.a.dtype = g.b.dtype = DType::f64; });  // to f32
+  const auto doubles = [](Gemm& g) { g.a.dtype = g.b.dtype = g.d.dtype = DType::f64; };
+  wrong([&](Gemm& g) { doubles(g), g.bias = memory.data(); });
+  wrong([&](Gemm& g) { doubles(g), g.epilogue = GemmEpilogue::gelu, g.aux = memory.data(); });
   wrong([&](Gemm& g) { g.beta = 1, g.c = good, g.c.dtype = DType::bf16; });
   wrong([](Gemm& g) { g.epilogue = GemmEpilogue::gelu; });  // no aux
   wrong([](Gemm& g) { g.epilogue = GemmEpilogue::gelu, g.aux = g.d.data; });

@@ -5,6 +5,7 @@
 #include "model/kernels/stream.h"
 #include "optim/norm.h"
 #include "optim/svd.h"
+#include "tests/norm_fixture.h"
 #include "tests/optim_fixture.h"
 #include "tests/polar_fixture.h"
 #include "tests/thread_orders.h"
@@ -39,6 +40,19 @@ TEST(GpuRules, ExpectedTrajectories) {
 
 TEST(GpuRules, Equalities) {
   check_equalities(on_gpu);
+}
+
+TEST(GpuRules, ZeroGradients) {
+  check_zero_gradients(on_gpu);
+}
+
+TEST(GpuRules, ExtremeGradients) {
+  check_extreme_gradients(on_gpu);
+}
+
+TEST(GpuRules, NorMuonEvensLines) {
+  check_normuon_evens_lines(on_gpu);
+  check_normuon_evens_lines(on_gpu_in_bf16);
 }
 
 TEST(GpuOptimizer, ClippingScalesGradients) {
@@ -172,11 +186,18 @@ TEST(GpuRules, MoreMatricesThanFitOneLaunch) {
 }
 
 TEST(GpuPolar, ExpectedMatrices) {
-  check_expected_polars(on_gpu);
+  check_expected_polars<float>(on_gpu);
+  check_expected_polars<double>(on_gpu);
 }
 
 TEST(GpuPolar, SameAsFloat64) {
-  check_polars_in_float64(on_gpu);
+  check_polars_in_float64<float>(on_gpu);
+  check_polars_in_float64<double>(on_gpu);
+}
+
+TEST(GpuPolar, ExactMethods) {
+  check_exact_methods<float>(on_gpu);
+  check_exact_methods<double>(on_gpu);
 }
 
 TEST(GpuPolar, ZeroAndNaN) {
@@ -218,28 +239,42 @@ TEST(GpuPolar, Bf16StaysInTheBand) {
   }
 }
 
-TEST(GpuNorm, SameAsOnTheCpu) {
+TEST(GpuNorm, ExpectedNumbers) {
+  check_expected_norms<float>(on_gpu);
+  check_expected_norms<double>(on_gpu);
+}
+
+namespace {
+template <typename T>
+void check_norms_as_on_the_cpu(double tolerance) {
   GpuContext ctx;
   CpuContext cpu;
-  for (const char* name :
-       {"frobenius", "l1-linf", "scaled-l1-linf", "l2-l2", "rms-rms", "spectral-keller", "spectral-moonlight",
-        "l1-l1", "l1-l2", "l1-rms", "l2-linf", "rms-linf", "linf-linf"})
+  const auto g = as<T>(random_matrix(2 * 21, 33, 3));
+  const ThereOf<T> there(ctx, g), here(cpu, g);
+  for (const Norm& kind : matrix_norms())
     for (const bool transposed : {false, true}) {
-      const Norm kind = *find_norm(name);
-      SCOPED_TRACE(name);
-      Matrix g = random_matrix(21, 33, 3), want(21, 33);
-      const There there(ctx, g), out(ctx, want);
-      EXPECT_NEAR(norm(ctx, kind, there.tensor(), transposed) / norm(cpu, kind, g.tensor(), transposed), 1,
-                  1e-6);
-      EXPECT_NEAR(
-          dual_norm(ctx, kind, there.tensor(), transposed) / dual_norm(cpu, kind, g.tensor(), transposed), 1,
-          1e-6);
-      dualize(cpu, {.out = want.tensor(), .g = g.tensor(), .norm = kind, .transposed = transposed});
-      dualize(ctx, {.out = out.tensor(), .g = there.tensor(), .norm = kind, .transposed = transposed});
-      EXPECT_LT(deviation(out.here(), want), 2e-6);
-      dualize(ctx, {.out = there.tensor(), .g = there.tensor(), .norm = kind, .transposed = transposed});
-      EXPECT_EQ(there.here().data, out.here().data) << "in place";
+      SCOPED_TRACE(norm_name(kind));
+      std::vector<double> got(2), want(2);
+      norms(ctx, kind, there.batch(2), transposed, got);
+      norms(cpu, kind, here.batch(2), transposed, want);
+      for (const size_t i : {0, 1}) EXPECT_NEAR(got[i] / want[i], 1, tolerance);
+      dual_norms(ctx, kind, there.batch(2), transposed, got);
+      dual_norms(cpu, kind, here.batch(2), transposed, want);
+      for (const size_t i : {0, 1}) EXPECT_NEAR(got[i] / want[i], 1, tolerance);
+      const ThereOf<T> out(ctx, g), expected(cpu, g), in_place(ctx, g);
+      dualize(ctx, {.out = out.batch(2), .g = there.batch(2), .norm = kind, .transposed = transposed});
+      dualize(cpu, {.out = expected.batch(2), .g = here.batch(2), .norm = kind, .transposed = transposed});
+      EXPECT_LT(deviation(out.here(), expected.here()), 2 * tolerance);
+      dualize(ctx,
+              {.out = in_place.batch(2), .g = in_place.batch(2), .norm = kind, .transposed = transposed});
+      EXPECT_EQ(in_place.here().data, out.here().data) << "in place";
     }
+}
+}  // namespace
+
+TEST(GpuNorm, SameAsOnTheCpu) {
+  check_norms_as_on_the_cpu<float>(1e-6);
+  check_norms_as_on_the_cpu<double>(1e-12);
 }
 
 TEST(GpuReduce, NormsNeitherOverflowNorVanish) {

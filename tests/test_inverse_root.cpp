@@ -398,19 +398,25 @@ void check_root_scratch(const Setting& setting) {
 void on_gpu(Context& ctx) {
   use_gpu(ctx, 0, DType::f32);
 }
-std::vector<Setting> settings() {
-  std::vector<Setting> all{{on_cpu, DType::f32}};
-  if (kHaveGpu) all.push_back({on_gpu, DType::f32});
+std::vector<Setting> settings(std::initializer_list<DType> dtypes) {
+  std::vector<Setting> all;
+  for (const DType dtype : dtypes) {
+    all.push_back({on_cpu, dtype});
+    if (kHaveGpu) all.push_back({on_gpu, dtype});
+  }
   return all;
 }
 std::string setting_name(const testing::TestParamInfo<Setting>& info) {
   return std::string(info.param.use == on_cpu ? "Cpu" : "Gpu") +
          (info.param.dtype == DType::f64 ? "F64" : "F32");
 }
-class LinearAlgebra : public testing::TestWithParam<Setting> {};
+class LinearAlgebra : public testing::TestWithParam<Setting> {};  // by LAPACK
+class InverseRoots : public testing::TestWithParam<Setting> {};
 }  // namespace
 
-INSTANTIATE_TEST_SUITE_P(On, LinearAlgebra, testing::ValuesIn(settings()), setting_name);
+INSTANTIATE_TEST_SUITE_P(On, LinearAlgebra, testing::ValuesIn(settings({DType::f32, DType::f64})),
+                         setting_name);
+INSTANTIATE_TEST_SUITE_P(On, InverseRoots, testing::ValuesIn(settings({DType::f32, DType::f64})), setting_name);
 
 TEST_P(LinearAlgebra, SymmetricEigen) {
   check_eigen(GetParam());
@@ -418,25 +424,25 @@ TEST_P(LinearAlgebra, SymmetricEigen) {
 TEST_P(LinearAlgebra, Qr) {
   check_qr(GetParam());
 }
-TEST_P(LinearAlgebra, ExpectedInverseRoots) {
+TEST_P(InverseRoots, Expected) {
   check_expected_roots(GetParam());
 }
-TEST_P(LinearAlgebra, ResidualsOfInverseRoots) {
+TEST_P(InverseRoots, Residuals) {
   check_residuals(GetParam());
 }
-TEST_P(LinearAlgebra, ZeroTinyHugeAndNaN) {
+TEST_P(InverseRoots, ZeroTinyHugeAndNaN) {
   check_special_matrices(GetParam());
 }
 TEST_P(LinearAlgebra, PseudoInverseGivesThePolarFactor) {
   check_pseudo_inverse(GetParam());
 }
-TEST_P(LinearAlgebra, NewtonOnSingularMatrices) {
+TEST_P(InverseRoots, NewtonOnSingularMatrices) {
   check_newton_on_singular(GetParam());
 }
-TEST_P(LinearAlgebra, NewtonStopsAndTakesBatches) {
+TEST_P(InverseRoots, NewtonStopsAndTakesBatches) {
   check_stopping_and_batches(GetParam());
 }
-TEST_P(LinearAlgebra, ScratchIsWhatIsPublished) {
+TEST_P(InverseRoots, ScratchIsWhatIsPublished) {
   check_root_scratch(GetParam());
 }
 

@@ -1,92 +1,56 @@
 // Norms, duals and dualizers: expected numbers, and the properties that define them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "optim/modular.h"
 #include "optim/norm.h"
-#include "tests/optim_golden.h"
+#include "optim/svd.h"
+#include "tests/norm_fixture.h"
 
 namespace {
 using nlohmann::json;
-
-const Norm kMatrixNorms[] = {*find_norm("frobenius"),      *find_norm("l1-linf"),
-                             *find_norm("scaled-l1-linf"), *find_norm("l2-l2"),
-                             *find_norm("rms-rms"),        *find_norm("spectral-keller"),
-                             *find_norm("l1-l2"),          *find_norm("spectral-moonlight"),
-                             *find_norm("l1-rms"),         *find_norm("l2-linf"),
-                             *find_norm("rms-linf"),       *find_norm("l1-l1"),
-                             *find_norm("linf-linf")};
-
-Matrix dualized(Context& ctx, const Norm& kind, Matrix g, bool transposed = false) {
-  Matrix out(g.rows, g.cols);
-  dualize(ctx, {.out = out.tensor(), .g = g.tensor(), .norm = kind, .transposed = transposed});
-  return out;
-}
-double norm_of(Context& ctx, const Norm& kind, Matrix w) {
-  return norm(ctx, kind, w.tensor());
-}
-double dual_of(Context& ctx, const Norm& kind, Matrix g) {
-  return dual_norm(ctx, kind, g.tensor());
-}
 
 /// An orthogonal matrix: the polar factor of a random one.
 Matrix random_orthogonal(Context& ctx, int64_t n, uint32_t seed) {
   return dualized(ctx, *find_norm("l2-l2"), random_matrix(n, n, seed));
 }
-
-/// Names in the expected numbers.
-const std::pair<const char*, Norm> kGoldenNames[] = {
-    {"frobenius", *find_norm("frobenius")},           {"l1_to_linf_maxabs", *find_norm("l1-linf")},
-    {"l2_to_l2_spectral", *find_norm("l2-l2")},       {"rms_to_rms", *find_norm("rms-rms")},
-    {"l1_to_l2_maxcol", *find_norm("l1-l2")},         {"l1_to_rms", *find_norm("l1-rms")},
-    {"l2_to_linf_maxrow", *find_norm("l2-linf")},     {"rms_to_linf", *find_norm("rms-linf")},
-    {"l1_to_l1_maxcolsum", *find_norm("l1-l1")},      {"linf_to_linf_maxrowsum", *find_norm("linf-linf")},
-    {"scion_sign_head", *find_norm("scaled-l1-linf")}};
 }  // namespace
 
 TEST(Norm, ExpectedNumbers) {
-  CpuContext ctx;
-  for (const auto& [example, numbers] : optim_golden().at("norm_examples").items()) {
-    const Matrix g(numbers.at("G"));
-    ASSERT_EQ(numbers.at("norms").size(), std::size(kGoldenNames));
-    for (const auto& [name, kind] : kGoldenNames) {
-      SCOPED_TRACE(example + " " + name);
-      const json& expected = numbers.at("norms").at(name);
-      EXPECT_NEAR(norm_of(ctx, kind, g) / expected.at("norm").get<double>(), 1, 1e-6);
-      EXPECT_NEAR(dual_of(ctx, kind, g) / expected.at("dual_norm").get<double>(), 1, 1e-6);
-      EXPECT_LT(deviation(dualized(ctx, kind, g), Matrix(expected.at("dualize"))), 2e-6);
-      // The same matrix stored the other way round.
-      Matrix stored = g.transposed();
-      EXPECT_NEAR(norm(ctx, kind, stored.tensor(), true) / expected.at("norm").get<double>(), 1, 1e-6);
-      EXPECT_NEAR(dual_norm(ctx, kind, stored.tensor(), true) / expected.at("dual_norm").get<double>(), 1,
-                  1e-6);
-      EXPECT_LT(deviation(dualized(ctx, kind, stored, true).transposed(), Matrix(expected.at("dualize"))),
-                2e-6);
-    }
-  }
+  check_expected_norms<float>(on_cpu);
+  check_expected_norms<double>(on_cpu);
 }
 
 class EveryNorm : public testing::TestWithParam<Norm> {};
-INSTANTIATE_TEST_SUITE_P(Norm, EveryNorm, testing::ValuesIn(kMatrixNorms), [](const auto& info) {
+INSTANTIATE_TEST_SUITE_P(Norm, EveryNorm, testing::ValuesIn(matrix_norms()), [](const auto& info) {
   std::string name = norm_name(info.param);
-  std::replace(name.begin(), name.end(), '-', '_');
+  std::ranges::replace(name, '-', '_');
+  std::ranges::replace(name, '.', '_');
   return name;
 });
 
-TEST_P(EveryNorm, DualVectorHasUnitNormAndAttainsTheDualNorm) {
+namespace {
+template <typename T>
+void check_duality(const Norm& kind, double tolerance) {
   CpuContext ctx;
   uint32_t seed = 1;
   for (const auto& [rows, cols] : {std::pair{7, 4}, {4, 7}, {1, 9}, {9, 1}, {17, 33}, {1, 1}}) {
     SCOPED_TRACE(testing::Message() << rows << " x " << cols);
-    const Matrix g = random_matrix(rows, cols, seed++);
-    const Matrix d = dualized(ctx, GetParam(), g);
-    const double dual = dual_of(ctx, GetParam(), g);
-    EXPECT_NEAR(inner(g, d) / dual, 1, 1e-6);
-    EXPECT_NEAR(norm_of(ctx, GetParam(), d), 1, 2e-6);
-    EXPECT_LT(deviation(dualized(ctx, GetParam(), scaled(g, 3.7)), d), 2e-6);
-    EXPECT_LT(deviation(dualized(ctx, GetParam(), scaled(g, -1)), scaled(d, -1)), 2e-6);
+    const auto g = as<T>(random_matrix(rows, cols, seed++)), d = dualized(ctx, kind, g);
+    const double dual = dual_of(ctx, kind, g);
+    EXPECT_NEAR(inner(g, d) / dual, 1, tolerance);
+    EXPECT_NEAR(norm_of(ctx, kind, d), 1, tolerance);
+    EXPECT_LT(deviation(dualized(ctx, kind, scaled(g, 3.7)), d), tolerance);
+    EXPECT_LT(deviation(dualized(ctx, kind, scaled(g, -1)), scaled(d, -1)), tolerance);
   }
+}
+}  // namespace
+
+TEST_P(EveryNorm, DualVectorHasUnitNormAndAttainsTheDualNorm) {
+  check_duality<float>(GetParam(), 2e-6);
+  check_duality<double>(GetParam(), 1e-12);
 }
 
 TEST_P(EveryNorm, HoelderAndNormAxioms) {
@@ -175,15 +139,20 @@ TEST_P(EveryNorm, BatchEqualsOneByOne) {
 }
 
 TEST_P(EveryNorm, ScratchIsWhatIsPublished) {
-  for (const auto& [rows, cols] : {std::pair{7, 4}, {4, 7}, {1, 9}, {130, 33}}) {
-    Matrix g = random_matrix(rows, cols, 3);
-    CpuContext ctx(2, 0);
-    ctx.scratch.reserve(norm_scratch_bytes(ctx, GetParam(), g.tensor().shape));
-    norm(ctx, GetParam(), g.tensor());
-    dual_norm(ctx, GetParam(), g.tensor(), true);
-    dualize(ctx, {.out = g.tensor(), .g = g.tensor(), .norm = GetParam()});
-    dualize(ctx, {.out = g.tensor(), .g = g.tensor(), .norm = GetParam(), .transposed = true});
-  }
+  for (const auto& [batch, rows, cols] : {std::tuple{1, 7, 4}, {3, 4, 7}, {1, 1, 9}, {2, 130, 33}})
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      Matrix64 memory = as<double>(random_matrix(batch * rows, cols, 3));  // as f32: some numbers or other
+      const Tensor g(memory.data.data(), dtype, {batch, rows, cols});
+      if (dtype == DType::f32)
+        upload(*std::make_unique<CpuContext>(), g, random_matrix(batch * rows, cols, 3));
+      CpuContext ctx(2, 0);
+      ctx.scratch.reserve(norm_scratch_bytes(ctx, GetParam(), g.shape, dtype));
+      std::vector<double> values(static_cast<size_t>(batch));
+      norms(ctx, GetParam(), g, /*transposed=*/false, values);
+      dual_norms(ctx, GetParam(), g, /*transposed=*/true, values);
+      dualize(ctx, {.out = g, .g = g, .norm = GetParam()});
+      dualize(ctx, {.out = g, .g = g, .norm = GetParam(), .transposed = true});
+    }
 }
 
 // Polar factors turn with any rotation of inputs and outputs; signs, columns and rows only with signed
@@ -193,15 +162,16 @@ TEST(Norm, OnlyTheSpectralNormIsRotationInvariant) {
   const Matrix g = random_matrix(6, 4, 21), q = random_orthogonal(ctx, 6, 22),
                p = random_orthogonal(ctx, 4, 23);
   const Matrix turned = product(product(q, g), p);
-  for (const Norm kind : kMatrixNorms) {
+  for (const Norm kind : matrix_norms()) {
     const Matrix d = product(product(q, dualized(ctx, kind, g)), p);
-    const bool invariant = is_spectral(kind) || kind.kind == NormKind::frobenius;
+    const bool invariant =
+        is_spectral(kind) || kind.kind == NormKind::frobenius || kind.kind == NormKind::nuclear;
     EXPECT_EQ(deviation(dualized(ctx, kind, turned), d) < 1e-5, invariant) << norm_name(kind);
   }
   Matrix signed_permutation(6, 6);
   const int64_t to[] = {3, 0, 5, 1, 4, 2};
   for (int64_t i = 0; i < 6; ++i) signed_permutation(i, to[i]) = i % 2 ? -1.0f : 1.0f;
-  for (const Norm kind : kMatrixNorms)
+  for (const Norm kind : matrix_norms())
     EXPECT_LT(deviation(dualized(ctx, kind, product(signed_permutation, g)),
                         product(signed_permutation, dualized(ctx, kind, g))),
               1e-5)
@@ -240,15 +210,19 @@ TEST(Norm, OperatorNormsAgainstRandomVectors) {
     Norm kind;
     Measure from, to;
   };
-  const Case cases[] = {{*find_norm("l1-linf"), p_norm(1), p_norm(inf)},
-                        {*find_norm("l1-l1"), p_norm(1), p_norm(1)},
-                        {*find_norm("l1-l2"), p_norm(1), p_norm(2)},
-                        {*find_norm("l1-rms"), p_norm(1), rms},
-                        {*find_norm("l2-linf"), p_norm(2), p_norm(inf)},
-                        {*find_norm("rms-linf"), rms, p_norm(inf)},
-                        {*find_norm("linf-linf"), p_norm(inf), p_norm(inf)},
-                        {*find_norm("l2-l2"), p_norm(2), p_norm(2)},
-                        {*find_norm("rms-rms"), rms, rms}};
+  std::vector<Case> cases = {{*find_norm("l1-linf"), p_norm(1), p_norm(inf)},
+                             {*find_norm("l1-l1"), p_norm(1), p_norm(1)},
+                             {*find_norm("l1-l2"), p_norm(1), p_norm(2)},
+                             {*find_norm("l1-rms"), p_norm(1), rms},
+                             {*find_norm("l2-linf"), p_norm(2), p_norm(inf)},
+                             {*find_norm("rms-linf"), rms, p_norm(inf)},
+                             {*find_norm("linf-linf"), p_norm(inf), p_norm(inf)},
+                             {*find_norm("l2-l2"), p_norm(2), p_norm(2)},
+                             {*find_norm("rms-rms"), rms, rms}};
+  for (const double p : {4.0 / 3, 1.5, 2.5, 3.0, 10.0}) {
+    cases.push_back({{NormKind::l1_lp, p}, p_norm(1), p_norm(p)});
+    cases.push_back({{NormKind::lp_linf, p}, p_norm(p), p_norm(inf)});
+  }
   for (const Case& c : cases) {
     const double value = norm_of(ctx, c.kind, m);
     double best = 0;
@@ -267,6 +241,12 @@ TEST(Norm, OperatorNormsAgainstRandomVectors) {
       }
       stretch(row);
       stretch(signs);
+      if (c.kind.kind != NormKind::lp_linf || c.kind.p == 1) continue;
+      Matrix x(7, 1);  // where Hoelder's inequality for the row is an equality
+      for (int64_t j = 0; j < 7; ++j)
+        x(j, 0) =
+            static_cast<float>(std::copysign(std::pow(std::fabs(m(i, j)), 1 / (c.kind.p - 1)), m(i, j)));
+      stretch(x);
     }
     Matrix x = random_matrix(7, 1, 77);  // the power method attains l2->l2
     for (int i = 0; i < 300; ++i) x = product(product(m.transposed(), m), scaled(x, 1 / power_norm(x, 2)));
@@ -288,9 +268,46 @@ TEST(Norm, RmsOfVectors) {
 }
 
 TEST(Norm, NamesRoundTrip) {
-  for (const Norm& norm : kMatrixNorms) EXPECT_EQ(find_norm(norm_name(norm)), norm);
-  EXPECT_FALSE(find_norm("l1-lp"));
-  EXPECT_FALSE(find_norm("l2"));
+  for (const Norm& norm : matrix_norms()) EXPECT_EQ(find_norm(norm_name(norm)), norm);
+  EXPECT_EQ(find_norm("l1-linf"), Norm{NormKind::l1_linf});
+  EXPECT_EQ(find_norm("l2-l2"), Norm{NormKind::l2_l2});
+  EXPECT_EQ(find_norm("l1-l1.0"), (Norm{NormKind::l1_lp, 1}));
+  EXPECT_EQ(norm_name({NormKind::l1_lp, 4.0 / 3}), "l1-l1.3333333333333333");
+  for (const char* bad : {"", "-", "l2", "l1-lp", "lp-linf", "l1-l0.5", "l0-linf", "l1-lnan", "l1-linfinity",
+                          "l1-l2x", "l1-l", "l2-l3", "linf-l1", "l-1-linf", "l1-l1e999"})
+    EXPECT_FALSE(find_norm(bad)) << bad;
+}
+
+TEST(Norm, NuclearIsTheDualOfSpectral) {
+  CpuContext ctx;
+  const Norm nuclear = *find_norm("nuclear"), spectral = *find_norm("l2-l2");
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    const Matrix64 g = as<double>(random_matrix(6, 9, seed));
+    EXPECT_NEAR(norm_of(ctx, nuclear, g), dual_of(ctx, spectral, g), 1e-12);
+    EXPECT_NEAR(dual_of(ctx, nuclear, g), norm_of(ctx, spectral, g), 1e-12);
+    Matrix64 top = dualized(ctx, nuclear, g);  // of rank one
+    std::vector<double> s(6);
+    singular_values(ctx, top.tensor(), s);
+    EXPECT_NEAR(s[0], 1, 1e-12);
+    EXPECT_NEAR(s[1], 0, 1e-12);
+  }
+  // A tie: any of the pairs attains the dual norm, and one of them is taken.
+  Matrix64 identity(3, 3);
+  for (int64_t i = 0; i < 3; ++i) identity(i, i) = 2;
+  const Matrix64 d = dualized(ctx, nuclear, identity);
+  EXPECT_NEAR(inner(identity, d), 2, 1e-12);
+  EXPECT_NEAR(norm_of(ctx, nuclear, d), 1, 1e-12);
+}
+
+TEST(Norm, OnHost) {
+  const PolarMethod keller = polar_method("keller5"), sketch = polar_method("sketch:rank=2");
+  EXPECT_TRUE(on_host(*find_norm("nuclear")));
+  EXPECT_TRUE(on_host(*find_norm("rms-rms")));
+  EXPECT_TRUE(on_host(*find_norm("rms-rms"), &sketch));
+  EXPECT_FALSE(on_host(*find_norm("rms-rms"), &keller));
+  EXPECT_TRUE(on_host(*find_norm("nuclear"), &keller));
+  for (const char* name : {"frobenius", "l1-linf", "l1-l1", "linf-linf", "l3-linf", "l1-rms"})
+    EXPECT_FALSE(on_host(*find_norm(name))) << name;
 }
 
 TEST(Modular, ExpectedNumbers) {  // Proposition 7

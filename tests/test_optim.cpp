@@ -3,12 +3,24 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "optim/modular.h"
+#include "optim/svd.h"
 #include "tests/optim_fixture.h"
 
 TEST(Rules, ExpectedTrajectories) {
   check_trajectories(on_cpu);
+}
+
+TEST(Rules, EveryExpectedTrajectoryIsARow) {
+  std::set<std::string> rows;
+  for (const Trajectory& row : kTrajectories) rows.insert(row.name);
+  for (const auto& [name, numbers] : optim_golden().at("optimizers").items()) {
+    const bool elsewhere =
+        name.starts_with("shampoo_") || name.starts_with("prodigy_");  // files of their own
+    EXPECT_TRUE(rows.contains(name) || elsewhere) << name;
+  }
 }
 
 TEST(Rules, Equalities) {
@@ -55,10 +67,52 @@ TEST(Rules, CautiousDecay) {
   EXPECT_LT(decayed, 30);
 }
 
+TEST(Rules, ZeroGradients) {
+  check_zero_gradients(on_cpu);
+}
+
+TEST(Rules, ExtremeGradients) {
+  check_extreme_gradients(on_cpu);
+}
+
+TEST(Rules, ConstrainedScionStaysInItsBall) {
+  check_scion_stays_in_its_ball(on_cpu);
+}
+
+TEST(Rules, HyperballKeepsTheSize) {
+  check_hyperball_keeps_the_size(on_cpu);
+}
+
+TEST(Rules, NorMuonEvensLines) {
+  check_normuon_evens_lines(on_cpu);
+}
+
+// What the rank leaves out of the step stays in the momentum: M after = (1 - momentum) of it and the rest.
+TEST(Rules, DionIsOfItsRankAndForgetsNothing) {
+  const Matrix g = random_matrix(8, 12, 1);
+  RuleDriver driver("dion:rank=2,momentum=0", {Matrix(8, 12)});
+  driver.step({g});
+  const Matrix u = driver.direction(), rest = driver.state_value("m");
+  CpuContext ctx;
+  std::vector<double> values(8);
+  singular_values(ctx, There(ctx, u).tensor(), values);
+  EXPECT_GT(values[1], 0.01);
+  EXPECT_LT(values[2], 1e-6);
+  EXPECT_LT(std::fabs(inner(rest, u)), 1e-5 * inner(g, u));  // momentum 0: all that u has seen is gone
+  singular_values(ctx, There(ctx, rest).tensor(), values);
+  EXPECT_GT(values[5], 0.01);  // and the other six directions are there
+  EXPECT_LT(values[6], 1e-6);
+  RuleDriver rested("dion:rank=2,momentum=0", {Matrix(8, 12)});
+  rested.step({Matrix(8, 12)});  // nothing to remember: the next step begins anew
+  rested.step({g});
+  EXPECT_EQ(rested.direction().data, u.data);
+}
+
 // The state, and so the result, of each block is its own: together as apart, in whatever batches.
 TEST(Rules, BlocksDoNotMix) {
   for (const RuleEntry& entry : rule_table())
     for (const auto& [rows, cols] : {std::pair{12, 12}, {8, 32}, {33, 9}}) {
+      if (make_rule("--hidden", entry.name)->escapes()) continue;  // one step size for all blocks
       std::vector<Matrix> weights;
       for (uint32_t i = 0; i < 5; ++i) weights.push_back(random_matrix(rows, cols, 10 + i));
       RuleDriver together(entry.name, weights);
@@ -106,6 +160,10 @@ TEST(Rules, Messages) {
   EXPECT_NE(message("adam:lr=-1"), "");
   EXPECT_NE(message("adam:lr=nan"), "");
   EXPECT_NE(message("colnorm:norm=rms-linf"), "");
+  EXPECT_NE(message("scion:constrained=1,wd=0.1"), "");
+  EXPECT_NE(message("scion:constrained=1,cautious=1"), "");
+  EXPECT_NE(message("scion:norm=l2-l3").find("rms-rms"), std::string::npos);
+  EXPECT_NE(message("normuon:axis=columns").find("auto"), std::string::npos);
   EXPECT_EQ(message("adam:lr=0.1,wd=0.1,cautious=1,s=2,eps=0"), "");
   for (const RuleEntry& entry : rule_table()) EXPECT_EQ(message(entry.name), "");
 }

@@ -12,7 +12,7 @@ class Program : public ProgramTest {
 TEST_F(Program, HelpNamesEveryCommand) {
   const Result result = run({"--help"});
   EXPECT_EQ(result.status, 0);
-  for (const char* command : {"prepare", "train", "generate", "evaluate", "info"}) {
+  for (const char* command : {"prepare", "train", "generate", "evaluate", "info", "polar"}) {
     EXPECT_NE(result.out.find(command), std::string::npos) << command;
     const Result help = run({command, "--help"});
     EXPECT_EQ(help.status, 0);
@@ -80,6 +80,33 @@ TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
   // Once more: nothing is left to do.
   EXPECT_EQ(run(train("parts", {"--shuffle", "--checkpoint-every", "4", "--resume"})).status, 0);
   EXPECT_EQ(losses("whole"), losses("parts"));
+}
+
+// Step sizes that find themselves: they grow, the log shows it, and a resumed run grows the same way.
+TEST_F(Program, EscapeVelocityGrowsAndResumes) {
+  prepare();
+  const std::map<std::string, Words> cases = {
+      {"escape", {"--escape", "1e-6", "--hidden", "spectral", "--sensitivity", "h.0.*=2"}},
+      {"prodigy", {"--recipe", "prodigy", "--schedule", "constant"}}};
+  for (const auto& [name, more] : cases) {
+    const std::string whole = name + "-whole", parts = name + "-parts";
+    Words in_parts = more;
+    in_parts.insert(in_parts.end(), {"--checkpoint-every", "4"});
+    ASSERT_EQ(run(train(whole, more)).status, 0);
+    ASSERT_EQ(run(train(parts, in_parts)).status, 0);
+    fs::remove_all(path(parts + "/checkpoints/step-00000012"));
+    in_parts.push_back("--resume");
+    const Result resumed = run(train(parts, in_parts));
+    ASSERT_EQ(resumed.status, 0) << resumed.err;
+    expect_same_checkpoint(whole, parts, "step-00000012");
+    EXPECT_EQ(losses(whole), losses(parts));
+    std::vector<double> etas;
+    for (const json& line : log(whole))
+      if (line["type"] == "train") etas.push_back(line.at("eta"));
+    EXPECT_TRUE(std::is_sorted(etas.begin(), etas.end()));
+    EXPECT_EQ(etas.front(), 1e-6);
+    EXPECT_GT(etas.back(), 1e-5) << name;
+  }
 }
 
 TEST_F(Program, KillAtRandomMomentsAndResume) {
@@ -253,6 +280,32 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
   for (const char* part :
        {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
+}
+
+TEST_F(Program, PolarShowsBandsAndPicksSteps) {
+  const Result all = run({"polar", "--within", "0.05", "--plot", path("all.dat")});
+  ASSERT_EQ(all.status, 0) << all.err;
+  for (const char* part : {"keller5", "485", "0.470544 .. 1.202369", "polar-express", "0.846647 .. 1.141127",
+                           "quintic12", "never: 100 steps leave", "all.dat"})
+    EXPECT_NE(all.out.find(part), std::string::npos) << part << "\n" << all.out;
+  const Result one = run({"polar", "--ns", "4x1.5:-0.5", "--least", "0.01", "--plot", path("one.dat")});
+  ASSERT_EQ(one.status, 0) << one.err;
+  EXPECT_NE(one.out.find("slope 5.0625"), std::string::npos) << one.out;
+  std::istringstream lines(read(path("one.dat")));
+  std::string header;
+  std::getline(lines, header);
+  EXPECT_EQ(header, "# x 1 2 3 4");
+  int points = 0;
+  for (double x, a, b, c, d; lines >> x >> a >> b >> c >> d; ++points) {
+    EXPECT_NEAR(a, 1.5 * x - 0.5 * x * x * x, 1e-7);
+    EXPECT_GE(d, 5 * x > 1 ? 0.8 : 4 * x);
+  }
+  EXPECT_EQ(points, 1001);
+  expect_error({"polar", "--ns", "svd"}, 2, {"svd", "--ns"});
+  expect_error({"polar", "--ns", "keller"}, 2, {"keller", "keller5"});
+  expect_error({"polar", "--ns", "3:-0.5"}, 2, {"3:-0.5", "[0, 2]"});
+  expect_error({"polar", "--least", "0"}, 2, {"--least"});
+  expect_error({"polar", "--plot", path("no/such/folder.dat")}, 1, {"folder.dat"});
 }
 
 TEST_F(Program, AFullDiskKeepsTheOlderCheckpoint) {

@@ -1,24 +1,28 @@
 // What stands for cuBLASLt in the executor: host code with the same epilogues, types and refusals. Products
-// are oneDNN's sgemm of operands brought to f32; epilogues are f32; results are rounded once, when stored.
+// are oneDNN's sgemm of operands brought to f32, or dgemm of BLAS where all is f64; epilogues are f32;
+// results are rounded once, when stored.
 #include <oneapi/dnnl/dnnl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
 
 #include "dev/cuda_on_cpu/device_memory.h"
+#include "model/kernels/blas.h"
 #include "model/kernels/gemm.h"
 
 namespace {
-/// Rows of a matrix in f32, without gaps.
-std::vector<float> load(const GemmMatrix& m, int64_t matrix, int64_t rows, int64_t cols) {
-  std::vector<float> values;
+/// Rows of a matrix, without gaps. T: float for f32 and bf16, double for f64.
+template <typename T>
+std::vector<T> load(const GemmMatrix& m, int64_t matrix, int64_t rows, int64_t cols) {
+  std::vector<T> values;
   values.reserve(static_cast<size_t>(rows * cols));
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c) {
       const int64_t at = matrix * m.stride + r * m.ld + c;
       values.push_back(m.dtype == DType::bf16 ? to_float(static_cast<const Bf16*>(m.data)[at])
-                                              : static_cast<const float*>(m.data)[at]);
+                                              : static_cast<const T*>(m.data)[at]);
     }
   return values;
 }
@@ -66,7 +70,7 @@ class HostLibrary final : public GemmLibrary {
   void run(const Gemm& g, const GemmAlgorithm& algorithm) override {
     const cuda_on_cpu::DeviceAccess access(cuda_on_cpu::DeviceAccess::From::kernel);
     if (!accepts(g, algorithm) || g.add_to_dbias) throw std::runtime_error("host gemm: not supported");
-    for (int64_t i = 0; i < g.batch; ++i) multiply(g, i);
+    for (int64_t i = 0; i < g.batch; ++i) g.a.dtype == DType::f64 ? multiply_doubles(g, i) : multiply(g, i);
     if (g.epilogue == GemmEpilogue::dbias) sum_columns(g);
   }
 
@@ -81,15 +85,39 @@ class HostLibrary final : public GemmLibrary {
  private:
   static constexpr GemmAlgorithm kOnly{1};
 
-  static void multiply(const Gemm& g, int64_t matrix) {
+  static bool library(char ta, char tb, const Gemm& g, const float* a, int64_t lda, const float* b,
+                      int64_t ldb, float* c) {
+    return dnnl_sgemm(ta, tb, g.M, g.N, g.K, static_cast<float>(g.alpha), a, lda, b, ldb,
+                      static_cast<float>(g.beta), c, g.N) == dnnl_success;
+  }
+  static bool library(char ta, char tb, const Gemm& g, const double* a, int64_t lda, const double* b,
+                      int64_t ldb, double* c) {
+    blas_dgemm(ta, tb, g.M, g.N, g.K, g.alpha, a, lda, b, ldb, g.beta, c, g.N);
+    return true;
+  }
+
+  /// alpha op(a) op(b) + beta c.
+  template <typename T>
+  static std::vector<T> product(const Gemm& g, int64_t matrix) {
     const int64_t lda = g.transpose_a ? g.M : g.K, ldb = g.transpose_b ? g.K : g.N;
-    const std::vector<float> a = load(g.a, matrix, g.transpose_a ? g.K : g.M, lda);
-    const std::vector<float> b = load(g.b, matrix, g.transpose_b ? g.N : g.K, ldb);
-    std::vector<float> p =
-        g.beta != 0 ? load(g.c, matrix, g.M, g.N) : std::vector<float>(static_cast<size_t>(g.M * g.N));
-    if (dnnl_sgemm(g.transpose_a ? 'T' : 'N', g.transpose_b ? 'T' : 'N', g.M, g.N, g.K, g.alpha, a.data(),
-                   lda, b.data(), ldb, g.beta, p.data(), g.N) != dnnl_success)
+    const std::vector<T> a = load<T>(g.a, matrix, g.transpose_a ? g.K : g.M, lda);
+    const std::vector<T> b = load<T>(g.b, matrix, g.transpose_b ? g.N : g.K, ldb);
+    std::vector<T> p =
+        g.beta != 0 ? load<T>(g.c, matrix, g.M, g.N) : std::vector<T>(static_cast<size_t>(g.M * g.N));
+    if (!library(g.transpose_a ? 'T' : 'N', g.transpose_b ? 'T' : 'N', g, a.data(), lda, b.data(), ldb,
+                 p.data()))
       throw std::runtime_error("host gemm: oneDNN's sgemm failed");
+    return p;
+  }
+
+  static void multiply_doubles(const Gemm& g, int64_t matrix) {
+    const std::vector<double> p = product<double>(g, matrix);
+    for (int64_t m = 0; m < g.M; ++m)
+      std::copy_n(p.data() + m * g.N, g.N, static_cast<double*>(g.d.data) + matrix * g.d.stride + m * g.d.ld);
+  }
+
+  static void multiply(const Gemm& g, int64_t matrix) {
+    const std::vector<float> p = product<float>(g, matrix);
     for (int64_t m = 0; m < g.M; ++m)
       for (int64_t n = 0; n < g.N; ++n) {
         float value = p[static_cast<size_t>(m * g.N + n)];
@@ -105,7 +133,7 @@ class HostLibrary final : public GemmLibrary {
   }
 
   static void sum_columns(const Gemm& g) {
-    const std::vector<float> a = load(g.a, 0, g.K, g.M);
+    const std::vector<float> a = load<float>(g.a, 0, g.K, g.M);
     for (int64_t m = 0; m < g.M; ++m) {
       double sum = 0;
       for (int64_t k = 0; k < g.K; ++k) sum += a[static_cast<size_t>(k * g.M + m)];

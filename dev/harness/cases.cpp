@@ -152,9 +152,10 @@ const std::vector<Maker>& makers() {
        [](Sizes& s, V v) {
          return bias_backward_case(s["rows"], s["N"], s.word("accumulate"), pick(v, bias_backward));
        }},
-      {{"attention_forward", "B,T,NH,HS", ""},
+      {{"attention_forward", "B,T,NH,HS", "row_max"},
        [](Sizes& s, V v) {
-         return attention_forward_case(s["B"], s["T"], s["NH"], s["HS"], pick(v, attention_forward));
+         return attention_forward_case(s["B"], s["T"], s["NH"], s["HS"], pick(v, attention_forward),
+                                       s.word("row_max"));
        }},
       {{"attention_backward", "B,T,NH,HS", ""},
        [](Sizes& s, V v) {
@@ -167,21 +168,33 @@ const std::vector<Maker>& makers() {
       {{"sums_of_squares", "count,n", ""},
        [](Sizes& s, V) { return sums_of_squares_case(s["count"], s["n"]); }},
       {{"mean", "n", "accumulate"}, [](Sizes& s, V) { return mean_case(s["n"], s.word("accumulate")); }},
-      {{"smooth", "count,n", "mean nesterov half_u half_g"},
+      {{"smooth", "count,n", "mean nesterov half_u half_g into sgd lion sign"},
        [](Sizes& s, V) {
+         if (s.word("into"))
+           return smooth_into_case(s["count"], s["n"],
+                                   s.word("lion")       ? SmoothRule::lion
+                                   : s.word("sign")     ? SmoothRule::sign
+                                   : s.word("nesterov") ? SmoothRule::nesterov
+                                                        : SmoothRule::sgd);
          const bool nesterov = s.word("nesterov"), remember = s.word("mean") || nesterov;
          const HalfSmooth half = s.word("half_u")   ? HalfSmooth::u
                                  : s.word("half_g") ? HalfSmooth::g
                                                     : HalfSmooth::none;
          return smooth_case(s["count"], s["n"], remember, nesterov, half);
        }},
-      {{"adam_direction", "count,n", "m v"},
-       [](Sizes& s, V) { return adam_case(s["count"], s["n"], s.word("m"), s.word("v")); }},
+      {{"adam_direction", "count,n", "m v into"},
+       [](Sizes& s, V) { return adam_case(s["count"], s["n"], s.word("m"), s.word("v"), s.word("into")); }},
       {{"sign", "count,n", ""}, [](Sizes& s, V) { return sign_case(s["count"], s["n"]); }},
       {{"apply_update", "count,n", "cautious"},
        [](Sizes& s, V) { return apply_update_case(s["count"], s["n"], s.word("cautious")); }},
       {{"clip_factor", "n,limit", ""},
        [](Sizes& s, V) { return clip_factor_case(s["n"], static_cast<double>(s["limit"])); }},
+      {{"head_max", "B,NH,T", "accumulate"},
+       [](Sizes& s, V) { return head_max_case(s["B"], s["NH"], s["T"], s.word("accumulate")); }},
+      {{"qk_clip", "count,NH,HS", "uneven"},
+       [](Sizes& s, V) {
+         return qk_clip_case(s["count"], s["NH"], s["HS"], s.word("uneven") ? 0.2f : 0.5f);
+       }},
       {{"add_diagonal", "batch,n", ""}, [](Sizes& s, V) { return add_diagonal_case(s["batch"], s["n"]); }},
       {{"linear_backward", "rows,in,out", ""},
        [](Sizes& s, V) { return linear_backward_case(s["rows"], s["in"], s["out"]); }},

@@ -93,8 +93,8 @@ void batched_matmul_reference(Context& ctx, const BatchedMatmul& p) {
             .K = p.a.shape[p.transpose_a ? 1 : 2],
             .ta = p.transpose_a,
             .tb = p.transpose_b,
-            .alpha = p.alpha,
-            .beta = p.beta}
+            .alpha = static_cast<float>(p.alpha),
+            .beta = static_cast<float>(p.beta)}
         .run(ctx);
 }
 }  // namespace

@@ -183,6 +183,10 @@ void forward_query_tile(const AttentionForward& a, const Sizes& z, const Forward
     tile::unpack(out + r * z.C, 0, m.out + r * z.width, 1, z.HS, 1.0f / m.sum[r]);
     lse[r] = m.max[r] + std::log(m.sum[r]);
   }
+  if (!a.row_max) return;
+  float* const row_max = a.row_max.f32() + head * z.T + t;
+  // The maximum passes over a NaN, the sum does not; it is finite otherwise.
+  for (int64_t r = 0; r < rows; ++r) row_max[r] = m.max[r] + 0.0f * m.sum[r];
 }
 
 void forward_segment(const AttentionForward& a, const Sizes& z, const ForwardMemory& m, Segment s) {

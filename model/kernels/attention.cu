@@ -179,7 +179,8 @@ __device__ __forceinline__ float row_sum(float x) {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    attention_forward_kernel(T* out, float* lse, const T* qkv, AttentionSizes z, int first_tile) {
+    attention_forward_kernel(T* out, float* lse, float* largest, const T* qkv, AttentionSizes z,
+                             int first_tile) {
   DYN_SHARED(float, shared);
   const Job job(z, first_tile, true);
   const Head<T> head{z, job.head};
@@ -212,8 +213,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 4; ++i) {
     const float all = row_sum(total[i]);
     const int t = first_query + row() + i;
-    if (job.first_column == 0 && column() == 0 && t < z.T)
-      lse[int64_t{job.head} * z.T + t] = max[i] + logf(all);
+    if (job.first_column == 0 && column() == 0 && t < z.T) {
+      const int64_t at = int64_t{job.head} * z.T + t;
+      lse[at] = max[i] + logf(all);
+      if (largest != nullptr) largest[at] = with_nan(max[i], all);
+    }
 #pragma unroll
     for (int c = 0; c < 4; ++c) sum[i][c] /= all;
   }
@@ -315,7 +319,7 @@ void gpu::attention_forward(Context& ctx, const AttentionForward& a) {
     return attention_mma::forward(ctx, a, z);
   for_float_type(a.qkv.dtype, [&]<typename T>(T) {
     launch(ctx, launch_jobs(z, first_tile), attention_forward_kernel<T>, data_of<T>(a.out),
-           data_of<float>(a.lse), data_of<T>(a.qkv), z, first_tile);
+           data_of<float>(a.lse), data_of<float>(a.row_max), data_of<T>(a.qkv), z, first_tile);
   });
 }
 

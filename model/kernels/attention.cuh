@@ -42,6 +42,12 @@ struct AttentionSizes {
 
 inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
+/// A row's largest score, from the running maximum, which passes over a NaN, and the sum of the exponentials,
+/// which does not and is finite otherwise.
+__device__ __forceinline__ float with_nan(float max, float sum) {
+  return max + 0.0f * sum;
+}
+
 /// The fast family. It takes what `takes` says; pointers must be aligned to 16 bytes.
 namespace attention_mma {
 inline bool takes(const AttentionSizes& z) {

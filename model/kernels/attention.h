@@ -3,6 +3,7 @@
 // Per batch entry b and head h, with q, k, v the (T, HS) slices of qkv that belong to h:
 //   S_ij   = scale * sum_d q_id k_jd              for j <= i, scale = 1 / sqrt(HS); later keys do not exist
 //   lse_i  = log sum_j exp(S_ij)                  what the backward pass needs to rebuild P from S
+//   row_max_i = max_j S_ij                        the largest logit, for who watches them; only if asked for
 //   P_ij   = exp(S_ij - lse_i)                    softmax over the keys
 //   out_id = sum_j P_ij v_jd
 // Backward, from dout:
@@ -19,10 +20,10 @@
 // No argument may overlap another one.
 //
 // dtypes: on the CPU everything is float32. On a GPU qkv, out and their gradients are all float32 or all
-// bf16, and lse is float32. Scores, exponentials and all sums are float32, and must be finite there. Heads of
-// 64 or 128 numbers in bf16, with tensors aligned to 16 bytes, run on tensor cores, which take bf16 only:
-// there P is rounded before its products with v and dout, and dS before those with k and q, as
-// FlashAttention-2 does. Against exact arithmetic on the same inputs, with u = 2^-8, the relative error of
+// bf16, and lse and row_max are float32. Scores, exponentials and all sums are float32, and must be finite
+// there. Heads of 64 or 128 numbers in bf16, with tensors aligned to 16 bytes, run on tensor cores, which
+// take bf16 only: there P is rounded before its products with v and dout, and dS before those with k and q,
+// as FlashAttention-2 does. Against exact arithmetic on the same inputs, with u = 2^-8, the relative error of
 // one rounding to bf16:
 //   |error of out_id| <= u (|out_id| + sum_j P_ij |v_jd|)
 //   |error of dv_jd|  <= u (|dv_jd| + sum_i P_ij |dout_id|)
@@ -48,6 +49,9 @@ struct AttentionForward {
   /// Queries before this one are not asked for (they are known already, when a text grows token by token):
   /// their rows of out and lse hold anything afterwards. Keys and values of all rows are read.
   int64_t first = 0;
+  /// (B, NH, T): row_max, overwritten; absent: not written. The softmax has these numbers anyway: asking for
+  /// them changes no bit of out and lse. NaN where a score of the row is NaN. Rows before `first` as above.
+  Tensor row_max = {};
 };
 
 struct AttentionBackward {
@@ -74,7 +78,8 @@ int64_t attention_scratch_bytes(const Context& ctx, int64_t B, int64_t T, int64_
 inline Work work(const AttentionForward& a) {
   const auto T = static_cast<double>(a.qkv.shape[1]);
   return {.flops = 2.0 * static_cast<double>(a.out.size()) * (T + 1),
-          .bytes = static_cast<double>(a.qkv.bytes() + a.out.bytes() + a.lse.bytes())};
+          .bytes = static_cast<double>(a.qkv.bytes() + a.out.bytes() + a.lse.bytes() +
+                                       (a.row_max ? a.row_max.bytes() : 0))};
 }
 /// Five products.
 inline Work work(const AttentionBackward& a) {
@@ -97,6 +102,7 @@ inline void expect_attention_shapes(const Tensor& qkv, const Tensor& out, const 
 /// out, lse = attention(qkv). Throws ShapeError when the shapes do not fit together.
 inline void attention_forward(Context& ctx, const AttentionForward& a) {
   expect_attention_shapes(a.qkv, a.out, a.lse, a.NH);
+  if (a.row_max) expect_shape(a.row_max, a.lse.shape, "attention: row_max");
   ON_DEVICE(attention_forward, ctx, a);
 }
 

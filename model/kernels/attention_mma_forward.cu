@@ -72,16 +72,21 @@ struct Softmax {
       }
   }
 
-  /// Divides by the sums, and writes lse of the warp's rows, which begin at position `first`.
+  /// Divides by the sums, and writes lse and, unless null, the largest scores of the warp's rows, which begin
+  /// at position `first`.
   template <int kColumns>
-  __device__ __forceinline__ void finish(float (&out)[kM][kColumns][4], float* lse, int first, int T) {
+  __device__ __forceinline__ void finish(float (&out)[kM][kColumns][4], float* lse, float* largest, int first,
+                                         int T) {
 #pragma unroll
     for (int m = 0; m < kM; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float total = quad_sum(sum[m][half]), share = 1.0f / total;
         const int t = first + m * 16 + half * 8 + lane_id() / 4;
-        if (lane_id() % 4 == 0 && t < T) lse[t] = (max[m][half] + log2f(total)) * kLn2;
+        if (lane_id() % 4 == 0 && t < T) {
+          lse[t] = (max[m][half] + log2f(total)) * kLn2;
+          if (largest != nullptr) largest[t] = with_nan(max[m][half], total) * kLn2;
+        }
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
           out[m][n][half * 2] *= share;
@@ -93,7 +98,8 @@ struct Softmax {
 
 template <int HS>
 __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
-    attention_forward_mma(bf16* out, float* lse, const bf16* qkv, AttentionSizes z, int first_tile) {
+    attention_forward_mma(bf16* out, float* lse, float* largest, const bf16* qkv, AttentionSizes z,
+                          int first_tile) {
   using F = Forward<HS>;
   DYN_SHARED(bf16, queries);
   bf16* const keys = queries + F::kQueries * HS;  // two stages of keys, then two of values
@@ -138,7 +144,9 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
     softmax.add(s, sum, z.scale * kLog2E);
     multiply_add<HS>(sum, s, values + j % 2 * F::kTile);
   }
-  softmax.finish(sum, lse + int64_t{head} * z.T, warp_first, z.T);
+  const int64_t rows_of_head = int64_t{head} * z.T;
+  softmax.finish(sum, lse + rows_of_head, largest == nullptr ? nullptr : largest + rows_of_head, warp_first,
+                 z.T);
   store_rows<HS>(out + z.out_offset(head), z.C, warp_first, z.T, queries, own, sum);
 }
 
@@ -151,8 +159,8 @@ void launch_forward(Context& ctx, const AttentionForward& a, const AttentionSize
          {.grid = static_cast<unsigned>(int64_t{z.heads} * (tiles - first_tile)),
           .block = F::kThreads,
           .shared = F::kShared},
-         attention_forward_mma<HS>, data_of<bf16>(a.out), data_of<float>(a.lse), data_of<bf16>(a.qkv), z,
-         first_tile);
+         attention_forward_mma<HS>, data_of<bf16>(a.out), data_of<float>(a.lse), data_of<float>(a.row_max),
+         data_of<bf16>(a.qkv), z, first_tile);
 }
 }  // namespace
 

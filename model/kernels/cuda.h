@@ -113,6 +113,13 @@ void for_float_type(DType dtype, Body&& body) {
   throw ShapeError(std::string("an operation got ") + dtype_name(dtype) + ", need f32 or bf16");
 }
 
+/// The same for operations that compute in float64 too: body(double{}) as well.
+template <typename Body>
+void for_any_float(DType dtype, Body&& body) {
+  if (dtype == DType::f64) return body(double{});
+  for_float_type(dtype, body);
+}
+
 /// True when all of these may be read 16 bytes at a time, in rows of `cols` elements of T.
 template <typename T, typename... Pointers>
 bool can_vectorize(int64_t cols, const Pointers*... pointers) {
@@ -137,6 +144,25 @@ __device__ __forceinline__ T from_float(float x) {
     return __float2bfloat16_rn(x);
   else
     return x;
+}
+
+/// What values of T are computed in: float64 for float64, else float32.
+template <typename T>
+using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <typename T>
+__device__ __forceinline__ Real<T> to_real(T x) {
+  if constexpr (std::is_same_v<T, double>)
+    return x;
+  else
+    return to_float(x);
+}
+/// Rounds to bf16 to nearest, ties to even; the others stay what they are.
+template <typename T>
+__device__ __forceinline__ T from_real(Real<T> x) {
+  if constexpr (std::is_same_v<T, double>)
+    return x;
+  else
+    return from_float<T>(x);
 }
 
 /// N values of T that move as one access of N * sizeof(T) bytes, and must be aligned to that.

@@ -100,6 +100,11 @@ void check(const Gemm& g) {
   expect(fits(g.b, g.transpose_b ? g.N : g.K, g.transpose_b ? g.K : g.N), "gemm: b too small or absent");
   expect(fits(g.d, g.M, g.N), "gemm: d too small or absent");
   expect(g.beta == 0 || (fits(g.c, g.M, g.N) && g.c.dtype == g.d.dtype), "gemm: c does not fit d");
+  const bool doubles = g.a.dtype == DType::f64;
+  expect(g.b.dtype == g.a.dtype, "gemm: a and b differ in dtype");
+  expect(doubles == (g.d.dtype == DType::f64), "gemm: f64 needs a, b and d to be f64");
+  expect(!doubles || (g.bias == nullptr && g.epilogue == GemmEpilogue::none),
+         "gemm: no bias and no epilogue in f64");
   if (g.bias != nullptr || g.epilogue != GemmEpilogue::none)
     expect(g.batch == 1 && g.d.ld == g.N, "gemm: an epilogue needs one matrix without gaps");
   if (g.epilogue == GemmEpilogue::gelu || g.epilogue == GemmEpilogue::dgelu)

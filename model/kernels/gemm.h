@@ -1,11 +1,14 @@
 // Matrix products on a GPU: one call, a library behind it, and the choice of the fastest way.
 //
-//   p = alpha op(a) op(b) + beta c + bias          for each matrix of a batch, all row-major, sums in f32
+//   p = alpha op(a) op(b) + beta c + bias          for each matrix of a batch, all row-major, sums in f32, or
+//   f64
 //
 //   epilogue none    d = p
 //            gelu    aux = p,  d = gelu(p)
 //            dgelu   d = p * gelu'(aux)
 //            dbias   d = p,    dbias[m] (+)= sum over k of op(a)[m][k]
+//
+// f64 is all f64 (a, b, c, d and the sums), and has neither bias nor epilogue.
 //
 // The library is cuBLASLt (gemm_cublaslt.cu), or host code in the executor (dev/cuda_on_cpu/gemm_host.cpp).
 //
@@ -43,13 +46,13 @@ enum class GemmEpilogue : uint8_t { none, gelu, dgelu, dbias };
 
 struct Gemm {
   int64_t batch = 1;
-  int64_t M, N, K;           // op(a) (M, K), op(b) (K, N), c and d (M, N)
-  bool transpose_a = false;  // a is stored as (K, M)
-  bool transpose_b = false;  // b is stored as (N, K)
-  GemmMatrix a, b;           // both f32 or both bf16; may overlap c
-  GemmMatrix c = {};         // read when beta != 0, otherwise ignored; the layout and dtype of d
-  GemmMatrix d;              // written; f32 or the dtype of a. May be c, overlaps nothing else
-  float alpha = 1, beta = 0;
+  int64_t M, N, K;             // op(a) (M, K), op(b) (K, N), c and d (M, N)
+  bool transpose_a = false;    // a is stored as (K, M)
+  bool transpose_b = false;    // b is stored as (N, K)
+  GemmMatrix a, b;             // both f32, both bf16 or both f64; may overlap c
+  GemmMatrix c = {};           // read when beta != 0, otherwise ignored; the layout and dtype of d
+  GemmMatrix d;                // written; the dtype of a, or f32 from bf16. May be c, overlaps nothing else
+  double alpha = 1, beta = 0;  // rounded to f32 unless all is f64
   const void* bias = nullptr;  // (N), of d's dtype
   GemmEpilogue epilogue = GemmEpilogue::none;
   // Only for the epilogues that name them:

@@ -35,15 +35,18 @@ void lt_check(cublasStatus_t status, const char* call, const Gemm& g,
 }
 
 cudaDataType_t type_of(DType dtype) {
-  return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+  return dtype == DType::bf16 ? CUDA_R_16BF : dtype == DType::f64 ? CUDA_R_64F : CUDA_R_32F;
 }
 
 /// cuBLASLt's description of a product, on the stack: made anew for each call, it is cheap.
 class Description {
  public:
   explicit Description(const Gemm& g) : gemm_(g), c_(g.beta != 0 ? g.c : g.d) {
-    // CUBLAS_COMPUTE_32F: f32 sums, and no TF32 for products of f32.
-    lt_check(cublasLtMatmulDescInit(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescInit", gemm_);
+    // CUBLAS_COMPUTE_32F: f32 sums, and no TF32 for products of f32. The second type is that of alpha, beta.
+    const bool doubles = g.a.dtype == DType::f64;
+    lt_check(cublasLtMatmulDescInit(&op, doubles ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                                    doubles ? CUDA_R_64F : CUDA_R_32F),
+             "cublasLtMatmulDescInit", gemm_);
     set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t{g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N});
     set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N});
     set_epilogue(g);
@@ -170,9 +173,13 @@ class CublasLt final : public GemmLibrary {
   void run(const Gemm& g, const GemmAlgorithm& algorithm) override {
     Description product(g);
     const auto algo = std::bit_cast<cublasLtMatmulAlgo_t>(algorithm);
-    lt_check(cublasLtMatmul(handle_, &product.op, &g.alpha, g.b.data, &product.a, g.a.data, &product.b,
-                            &g.beta, product.c_data(), &product.c, g.d.data, &product.d, &algo, workspace_,
-                            kWorkspace, device_.stream),
+    const auto alpha = static_cast<float>(g.alpha), beta = static_cast<float>(g.beta);
+    const bool doubles = g.a.dtype == DType::f64;
+    const void *scale = &alpha, *keep = &beta;
+    if (doubles) scale = &g.alpha, keep = &g.beta;
+    lt_check(cublasLtMatmul(handle_, &product.op, scale, g.b.data, &product.a, g.a.data, &product.b, keep,
+                            product.c_data(), &product.c, g.d.data, &product.d, &algo, workspace_, kWorkspace,
+                            device_.stream),
              "cublasLtMatmul", g);
   }
 

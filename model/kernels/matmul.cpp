@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "model/kernels/bias.h"
+#include "model/kernels/blas.h"
 #include "model/kernels/gelu.h"
 #include "model/kernels/simd.h"
 
@@ -16,15 +17,17 @@
 // we cut products into blocks ourselves, one thread to a block, and get 186 to 216.
 
 namespace {
+/// T: float, or double.
+template <typename T>
 struct Product {
   bool transpose_a, transpose_b;
   bool symmetric;
   int64_t batch, M, N, K;
-  float alpha, beta;
-  const float *a, *b;
-  const float* bias;    // may be null
-  const float* addend;  // what beta scales; may be c
-  float* c;
+  T alpha, beta;
+  const T *a, *b;
+  const T* bias;    // may be null
+  const T* addend;  // what beta scales; may be c
+  T* c;
 };
 
 /// How the c of each matrix is cut.
@@ -41,7 +44,8 @@ struct Block {
 // Rows or columns of a block; thinner ones spend too much on packing the other operand.
 constexpr int64_t kNarrowest = 128;
 
-Cut cut(const Product& p, int64_t threads) {
+template <typename T>
+Cut cut(const Product<T>& p, int64_t threads) {
   const int64_t triangle = (p.M + kNarrowest - 1) / kNarrowest;
   // Half of the work in blocks of falling size is faster as long as every thread gets as much as the largest.
   if (p.symmetric && triangle > 1 && p.batch * (triangle + 1) / 2 >= threads)
@@ -54,7 +58,8 @@ Cut cut(const Product& p, int64_t threads) {
   return {by_columns ? Cut::Along::columns : Cut::Along::rows, blocks};
 }
 
-Block block_at(const Product& p, const Cut& cut, int64_t index) {
+template <typename T>
+Block block_at(const Product<T>& p, const Cut& cut, int64_t index) {
   const int64_t matrix = index / cut.blocks, i = index % cut.blocks;
   const auto bound = [&](int64_t extent, int64_t k) {  // whole cache lines, so that threads never share one
     return k == cut.blocks ? extent : extent * k / cut.blocks / 16 * 16;
@@ -71,12 +76,13 @@ Block block_at(const Product& p, const Cut& cut, int64_t index) {
 }
 
 /// Makes c what sgemm is to add to, and returns sgemm's beta.
-float prepare(const Product& p, const Block& block) {
+template <typename T>
+T prepare(const Product<T>& p, const Block& block) {
   if (p.bias == nullptr && (p.beta == 0 || p.addend == p.c)) return p.beta;
   for (int64_t m = block.m0; m < block.m1; ++m) {
     const int64_t row = (block.matrix * p.M + m) * p.N;
-    const float* addend = p.addend + row;
-    float* c = p.c + row;
+    const T* addend = p.addend + row;
+    T* c = p.c + row;
     if (p.bias == nullptr) {
 #pragma omp simd
       for (int64_t n = block.n0; n < block.n1; ++n) c[n] = p.beta * addend[n];
@@ -91,9 +97,10 @@ float prepare(const Product& p, const Block& block) {
 }
 
 /// Copies rows [i, ...) of columns [begin, end) across the diagonal, for all i below it.
-void mirror(float* c, int64_t n, int64_t begin, int64_t end) {
-  constexpr int64_t kTile = 16;  // one cache line wide: each line is read and written once
-  float tile[kTile][kTile];
+template <typename T>
+void mirror(T* c, int64_t n, int64_t begin, int64_t end) {
+  constexpr int64_t kTile = 16;  // one or two cache lines wide: each line is read and written once
+  T tile[kTile][kTile];
   for (int64_t i = begin; i < n; i += kTile) {
     const int64_t rows = std::min(kTile, n - i);
     for (int64_t j = begin; j < std::min(end, i + 1); j += kTile) {
@@ -106,21 +113,34 @@ void mirror(float* c, int64_t n, int64_t begin, int64_t end) {
   }
 }
 
-/// One block on as many threads as OpenMP says: one inside a parallel region.
-bool multiply_block(const Product& p, const Block& block) {
-  const float beta = prepare(p, block);
-  const int64_t lda = p.transpose_a ? p.M : p.K, ldb = p.transpose_b ? p.K : p.N;
-  const float* a = p.a + block.matrix * p.M * p.K + (p.transpose_a ? block.m0 : block.m0 * lda);
-  const float* b = p.b + block.matrix * p.K * p.N + (p.transpose_b ? block.n0 * ldb : block.n0);
-  float* c = p.c + block.matrix * p.M * p.N;
-  const dnnl_status_t status =
-      dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', block.m1 - block.m0,
-                 block.n1 - block.n0, p.K, p.alpha, a, lda, b, ldb, beta, c + block.m0 * p.N + block.n0, p.N);
-  if (p.symmetric) mirror(c, p.N, block.n0, block.n1);
-  return status == dnnl_success;
+/// The product of matrices that both libraries compute; false when one fails.
+bool gemm(char ta, char tb, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda,
+          const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  return dnnl_sgemm(ta, tb, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc) == dnnl_success;
+}
+bool gemm(char ta, char tb, int64_t M, int64_t N, int64_t K, double alpha, const double* a, int64_t lda,
+          const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  blas_dgemm(ta, tb, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
+  return true;
 }
 
-void multiply(const Context& ctx, const Product& p) {
+/// One block on as many threads as OpenMP says: one inside a parallel region.
+template <typename T>
+bool multiply_block(const Product<T>& p, const Block& block) {
+  const T beta = prepare(p, block);
+  const int64_t lda = p.transpose_a ? p.M : p.K, ldb = p.transpose_b ? p.K : p.N;
+  const T* a = p.a + block.matrix * p.M * p.K + (p.transpose_a ? block.m0 : block.m0 * lda);
+  const T* b = p.b + block.matrix * p.K * p.N + (p.transpose_b ? block.n0 * ldb : block.n0);
+  T* c = p.c + block.matrix * p.M * p.N;
+  const bool done =
+      gemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', block.m1 - block.m0, block.n1 - block.n0,
+           p.K, p.alpha, a, lda, b, ldb, beta, c + block.m0 * p.N + block.n0, p.N);
+  if (p.symmetric) mirror(c, p.N, block.n0, block.n1);
+  return done;
+}
+
+template <typename T>
+void multiply(const Context& ctx, const Product<T>& p) {
   if (omp_get_max_threads() != ctx.threads)
     omp_set_num_threads(ctx.threads);  // oneDNN follows OpenMP's setting
   const Cut how = cut(p, ctx.threads);
@@ -144,18 +164,20 @@ void check_sizes(const char* op, const Shape& c, const Shape& a, const Shape& b,
                      right.str() + ", need (M, N), (M, K), (K, N)");
 }
 
-void check_dtypes(const char* op, const Tensor& c, const Tensor& a, const Tensor& b) {
+void check_dtypes(const char* op, const Tensor& c, const Tensor& a, const Tensor& b, bool double_too) {
+  if (double_too && c.dtype == DType::f64 && a.dtype == DType::f64 && b.dtype == DType::f64) return;
   const bool inputs = a.dtype == b.dtype && (a.dtype == DType::f32 || a.dtype == DType::bf16);
   if (!inputs || (c.dtype != DType::f32 && c.dtype != a.dtype))
     throw ShapeError(std::string(op) + ": got c " + dtype_name(c.dtype) + ", a " + dtype_name(a.dtype) +
-                     ", b " + dtype_name(b.dtype) + ", need a and b both f32 or both bf16, c f32 or theirs");
+                     ", b " + dtype_name(b.dtype) + ", need a and b both f32 or both bf16, c f32 or theirs" +
+                     (double_too ? ", or all f64" : ""));
 }
 }  // namespace
 
 void check(const Matmul& args) {
   const auto matrix = [](const Tensor& t) { return Shape{t.rows(), t.cols()}; };
   check_sizes("matmul", matrix(args.c), matrix(args.a), matrix(args.b), args.transpose_a, args.transpose_b);
-  check_dtypes("matmul", args.c, args.a, args.b);
+  check_dtypes("matmul", args.c, args.a, args.b, /*double_too=*/false);
   for (const Tensor& tensor : {args.bias, args.pre_gelu, args.gelu_input})
     expect(!tensor || tensor.dtype == args.c.dtype,
            "matmul: bias, pre_gelu and gelu_input need the dtype of c");
@@ -183,7 +205,7 @@ void check(const BatchedMatmul& args) {
   const auto matrix = [](const Tensor& t) { return Shape{t.shape[1], t.shape[2]}; };
   check_sizes("batched_matmul", matrix(args.c), matrix(args.a), matrix(args.b), args.transpose_a,
               args.transpose_b);
-  check_dtypes("batched_matmul", args.c, args.a, args.b);
+  check_dtypes("batched_matmul", args.c, args.a, args.b, /*double_too=*/true);
   expect(args.a.shape[0] == args.c.shape[0] && args.b.shape[0] == args.c.shape[0],
          "batched_matmul: tensors need the same batch");
   expect(!args.symmetric || args.c.shape[1] == args.c.shape[2],
@@ -203,39 +225,41 @@ int64_t dbias_scratch_bytes(const Context& ctx, int64_t K, int64_t M) {
 // oneDNN's sgemm takes no more than this anyway.
 void cpu::matmul(Context& ctx, const Matmul& args) {
   float* c = args.pre_gelu ? args.pre_gelu.f32() : args.c.f32();
-  multiply(ctx, {.transpose_a = args.transpose_a,
-                 .transpose_b = args.transpose_b,
-                 .symmetric = false,
-                 .batch = 1,
-                 .M = args.c.rows(),
-                 .N = args.c.cols(),
-                 .K = args.transpose_a ? args.a.rows() : args.a.cols(),
-                 .alpha = args.alpha,
-                 .beta = args.beta,
-                 .a = args.a.f32(),
-                 .b = args.b.f32(),
-                 .bias = args.bias ? args.bias.f32() : nullptr,
-                 .addend = c,
-                 .c = c});
+  multiply<float>(ctx, {.transpose_a = args.transpose_a,
+                        .transpose_b = args.transpose_b,
+                        .symmetric = false,
+                        .batch = 1,
+                        .M = args.c.rows(),
+                        .N = args.c.cols(),
+                        .K = args.transpose_a ? args.a.rows() : args.a.cols(),
+                        .alpha = args.alpha,
+                        .beta = args.beta,
+                        .a = args.a.f32(),
+                        .b = args.b.f32(),
+                        .bias = args.bias ? args.bias.f32() : nullptr,
+                        .addend = c,
+                        .c = c});
   if (args.pre_gelu) ::gelu_forward(ctx, {.y = args.c, .x = args.pre_gelu});
   if (args.gelu_input) ::gelu_backward(ctx, {.dx = args.c, .dy = args.c, .x = args.gelu_input});
   if (args.dbias) ::bias_backward(ctx, {.dbias = args.dbias, .dy = args.a, .accumulate = args.beta != 0});
 }
 
 void cpu::batched_matmul(Context& ctx, const BatchedMatmul& args) {
-  float* c = args.c.f32();
-  multiply(ctx, {.transpose_a = args.transpose_a,
-                 .transpose_b = args.transpose_b,
-                 .symmetric = args.symmetric,
-                 .batch = args.c.shape[0],
-                 .M = args.c.shape[1],
-                 .N = args.c.shape[2],
-                 .K = args.transpose_a ? args.a.shape[1] : args.a.shape[2],
-                 .alpha = args.alpha,
-                 .beta = args.beta,
-                 .a = args.a.f32(),
-                 .b = args.b.f32(),
-                 .bias = nullptr,
-                 .addend = args.addend ? args.addend.f32() : c,
-                 .c = c});
+  for_real_type(args.c.dtype, [&]<typename T>(T) {
+    T* c = reals_of<T>(args.c);
+    multiply<T>(ctx, {.transpose_a = args.transpose_a,
+                      .transpose_b = args.transpose_b,
+                      .symmetric = args.symmetric,
+                      .batch = args.c.shape[0],
+                      .M = args.c.shape[1],
+                      .N = args.c.shape[2],
+                      .K = args.transpose_a ? args.a.shape[1] : args.a.shape[2],
+                      .alpha = static_cast<T>(args.alpha),
+                      .beta = static_cast<T>(args.beta),
+                      .a = reals_of<T>(args.a),
+                      .b = reals_of<T>(args.b),
+                      .bias = nullptr,
+                      .addend = args.addend ? reals_of<T>(args.addend) : c,
+                      .c = c});
+  });
 }

@@ -16,15 +16,16 @@
 //                                              .beta = 1 to add to dw, and to dbias
 //
 // dtypes: a and b have one, f32 or bf16; c is f32 or theirs (the weight gradient of bf16 activations is f32).
-// bias, pre_gelu, gelu_input and addend have the dtype of c; dbias is f32. The CPU half computes in f32 only.
-// Sums are f32, never TF32; what is stored as bf16 is rounded once, except that an epilogue which is not
-// fused (gemm.h) reads its input back from the bf16 that was stored.
+// bias, pre_gelu, gelu_input and addend have the dtype of c; dbias is f32. batched_matmul takes f64 as well,
+// for all of its tensors. The CPU half computes in f32 (and f64) only. Sums are f32 (f64), never TF32; what
+// is stored as bf16 is rounded once, except that an epilogue which is not fused (gemm.h) reads its input back
+// from the bf16 that was stored.
 //
 // Aliasing: c overlaps no input but the addend; pre_gelu and dbias overlap nothing.
 // Deterministic on the CPU for a given number of threads, on a GPU for a given GPU, library and choice of
 // algorithms (gemm.h: the choice is kept in a file).
 // A NaN or infinity in a or b reaches c, but beta = 0 ignores what c held.
-// The CPU half is oneDNN's sgemm, the GPU half cuBLASLt.
+// The CPU half is oneDNN's sgemm (for f64 the dgemm of BLAS), the GPU half cuBLASLt.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -51,8 +52,8 @@ struct BatchedMatmul {
   Tensor addend = {};        // (batch, M, N), what beta scales; may alias a or b; absent: the old c
   bool transpose_a = false;  // use a[i]^T
   bool transpose_b = false;  // use b[i]^T
-  float alpha = 1;           // scales the products
-  float beta = 0;            // scales the addend
+  double alpha = 1;          // scales the products. Rounded to f32 unless all is f64
+  double beta = 0;           // scales the addend. Likewise
   bool symmetric = false;    // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of
                              // it). The CPU computes one triangle and mirrors it, so that c is exactly
                              // symmetric; a GPU computes all of c, which is symmetric to rounding only

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
+#include <type_traits>
 
 #include "model/kernels/reduce_plan.h"
 #include "model/kernels/simd.h"
@@ -28,7 +30,8 @@ constexpr int64_t kPartGrain = 1024;      // elements; a part is a multiple
 constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs more than it helps
 
 /// sum of a[i] b[i] in float64.
-double sum_of_products(const float* a, const float* b, int64_t n) {
+template <typename T>
+double sum_of_products(const T* a, const T* b, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
@@ -36,7 +39,8 @@ double sum_of_products(const float* a, const float* b, int64_t n) {
 }
 
 /// sum |x[i]| in float64.
-double sum_of_sizes(const float* x, int64_t n) {
+template <typename T>
+double sum_of_sizes(const T* x, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]));
@@ -59,13 +63,32 @@ double sum_by_parts(Context& ctx, int64_t n, const PartSum& part_sum) {
   return sum;
 }
 
+/// An integer as wide as T.
+template <typename T>
+using BitsOf = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
+
 /// The largest |x|, as bits. Without the sign bit, floats order like integers, and a NaN is above infinity:
 /// it wins, as it should.
-uint32_t largest_bits(const float* x, int64_t n) {
-  uint32_t largest = 0;
+template <typename T>
+BitsOf<T> largest_bits(const T* x, int64_t n) {
+  using Bits = BitsOf<T>;
+  constexpr Bits kAllButSign = std::numeric_limits<Bits>::max() / 2;
+  Bits largest = 0;
 #pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  for (int64_t i = 0; i < n; ++i) largest = std::max<Bits>(largest, std::bit_cast<Bits>(x[i]) & kAllButSign);
   return largest;
+}
+
+template <typename T>
+double largest_size(Context& ctx, const Tensor& tensor) {
+  const T* x = reals_of<T>(tensor);
+  BitsOf<T> largest = 0;
+  parallel_for(ctx, tensor.size(), kElementGrain, [x, &largest](int64_t begin, int64_t end, int) {
+    const BitsOf<T> mine = largest_bits(x + begin, end - begin);
+#pragma omp critical(max_abs)  // a maximum does not depend on the order
+    largest = std::max(largest, mine);
+  });
+  return std::bit_cast<T>(largest);
 }
 }  // namespace
 
@@ -74,16 +97,24 @@ double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
 }
 
 double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
-  const float *a = left.f32(), *b = right.f32();
-  return sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
-    return sum_of_products(a + start, b + start, count);
+  return for_real_type(left.dtype, [&]<typename T>(T) {
+    const T *a = reals_of<T>(left), *b = reals_of<T>(right);
+    return sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
+      return sum_of_products(a + start, b + start, count);
+    });
   });
 }
 
 double cpu::sum_abs(Context& ctx, const Tensor& tensor) {
-  const float* x = tensor.f32();
-  return sum_by_parts(ctx, tensor.size(),
-                      [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+  return for_real_type(tensor.dtype, [&]<typename T>(T) {
+    const T* x = reals_of<T>(tensor);
+    return sum_by_parts(ctx, tensor.size(),
+                        [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+  });
+}
+
+double cpu::max_abs(Context& ctx, const Tensor& tensor) {
+  return for_real_type(tensor.dtype, [&]<typename T>(T) { return largest_size<T>(ctx, tensor); });
 }
 
 void cpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
@@ -99,33 +130,28 @@ void cpu::mean(Context&, const Mean& args) {
   out = args.accumulate ? out + mean : mean;
 }
 
-float cpu::max_abs(Context& ctx, const Tensor& tensor) {
-  const float* x = tensor.f32();
-  uint32_t largest = 0;
-  parallel_for(ctx, tensor.size(), kElementGrain, [x, &largest](int64_t begin, int64_t end, int) {
-    const uint32_t mine = largest_bits(x + begin, end - begin);
-#pragma omp critical(max_abs)  // a maximum does not depend on the order
-    largest = std::max(largest, mine);
-  });
-  return std::bit_cast<float>(largest);
+namespace {
+int64_t row_grain(int64_t cols) {
+  return std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
 }
 
-void cpu::row_norms(Context& ctx, const RowNorms& args) {
-  const int64_t rows = args.x.rows(), cols = args.x.cols();
-  const float* x = args.x.f32();
-  float* norms = args.norms.f32();
-  const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
-  parallel_for(ctx, rows, grain, [=](int64_t begin, int64_t end, int) {
+template <typename T>
+void norms_of_rows(Context& ctx, const RowNorms& args) {
+  const int64_t cols = args.x.cols();
+  const T* x = reals_of<T>(args.x);
+  T* norms = reals_of<T>(args.norms);
+  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      norms[r] = static_cast<float>(std::sqrt(sum_of_products(x + r * cols, x + r * cols, cols)));
+      norms[r] = static_cast<T>(std::sqrt(sum_of_products(x + r * cols, x + r * cols, cols)));
     }
   });
 }
 
-void cpu::col_norms(Context& ctx, const ColNorms& args) {
+template <typename T>
+void norms_of_cols(Context& ctx, const ColNorms& args) {
   const int64_t rows = args.x.rows(), cols = args.x.cols();
-  const float* x = args.x.f32();
-  float* norms = args.norms.f32();
+  const T* x = reals_of<T>(args.x);
+  T* norms = reals_of<T>(args.norms);
   Scratch::Frame frame(ctx.scratch);
   double* squares = frame.doubles(cols);
   // Threads share the columns, so that the order of the additions does not depend on their number.
@@ -133,7 +159,7 @@ void cpu::col_norms(Context& ctx, const ColNorms& args) {
     std::fill(squares + begin, squares + end, 0.0);
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) {  // four rows at once: a quarter of the traffic to the sums
-      const float* row = x + r * cols;
+      const T* row = x + r * cols;
 #pragma omp simd
       for (int64_t c = begin; c < end; ++c) {
         const double a = row[c], b = row[c + cols], d = row[c + 2 * cols], e = row[c + 3 * cols];
@@ -146,47 +172,63 @@ void cpu::col_norms(Context& ctx, const ColNorms& args) {
         squares[c] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
     }
 #pragma omp simd
-    for (int64_t c = begin; c < end; ++c) norms[c] = static_cast<float>(std::sqrt(squares[c]));
+    for (int64_t c = begin; c < end; ++c) norms[c] = static_cast<T>(std::sqrt(squares[c]));
   });
 }
 
-namespace {
 /// What to multiply with: factor s, or factor / s and 0 where s is 0.
-inline float multiplier(float scale, float factor, bool divide) {
+template <typename T>
+inline T multiplier(T scale, T factor, bool divide) {
   if (!divide) return factor * scale;
-  return scale == 0.0f ? 0.0f : factor / scale;
+  return scale == T(0) ? T(0) : factor / scale;
+}
+
+template <typename T>
+void scale_by_rows(Context& ctx, const ScaleRows& args) {
+  const int64_t cols = args.x.cols();
+  const T *x = reals_of<T>(args.x), *scales = reals_of<T>(args.scales);
+  T* y = reals_of<T>(args.y);
+  const T factor = static_cast<T>(args.factor);
+  const bool divide = args.divide;
+  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const T scale = multiplier(scales[r], factor, divide);
+#pragma omp simd
+      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * scale;
+    }
+  });
+}
+
+template <typename T>
+void scale_by_cols(Context& ctx, const ScaleCols& args) {
+  const int64_t cols = args.x.cols();
+  const T *x = reals_of<T>(args.x), *scales = reals_of<T>(args.scales);
+  T* y = reals_of<T>(args.y);
+  const T factor = static_cast<T>(args.factor);
+  const bool divide = args.divide;
+  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const T* from = x + r * cols;
+      T* to = y + r * cols;
+#pragma omp simd
+      for (int64_t c = 0; c < cols; ++c) to[c] = from[c] * multiplier(scales[c], factor, divide);
+    }
+  });
 }
 }  // namespace
 
+void cpu::row_norms(Context& ctx, const RowNorms& args) {
+  for_real_type(args.x.dtype, [&]<typename T>(T) { norms_of_rows<T>(ctx, args); });
+}
+
+void cpu::col_norms(Context& ctx, const ColNorms& args) {
+  for_real_type(args.x.dtype, [&]<typename T>(T) { norms_of_cols<T>(ctx, args); });
+}
+
 void cpu::scale_rows(Context& ctx, const ScaleRows& args) {
-  const int64_t rows = args.x.rows(), cols = args.x.cols();
-  const float* x = args.x.f32();
-  const float* scales = args.scales.f32();
-  float* y = args.y.f32();
-  const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
-  parallel_for(ctx, rows, grain,
-               [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
-                 for (int64_t r = begin; r < end; ++r) {
-                   const float scale = multiplier(scales[r], factor, divide);
-#pragma omp simd
-                   for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * scale;
-                 }
-               });
+  for_real_type(args.x.dtype, [&]<typename T>(T) { scale_by_rows<T>(ctx, args); });
 }
 
 void cpu::scale_cols(Context& ctx, const ScaleCols& args) {
-  const int64_t rows = args.x.rows(), cols = args.x.cols();
-  const float* x = args.x.f32();
-  const float* scales = args.scales.f32();
-  float* y = args.y.f32();
-  const int64_t grain = std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
-  parallel_for(ctx, rows, grain,
-               [=, factor = args.factor, divide = args.divide](int64_t begin, int64_t end, int) {
-                 for (int64_t r = begin; r < end; ++r) {
-                   const float* from = x + r * cols;
-                   float* to = y + r * cols;
-#pragma omp simd
-                   for (int64_t c = 0; c < cols; ++c) to[c] = from[c] * multiplier(scales[c], factor, divide);
-                 }
-               });
+  for_real_type(args.x.dtype, [&]<typename T>(T) { scale_by_cols<T>(ctx, args); });
 }

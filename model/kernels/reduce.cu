@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kChunkThreads)
     const Pack<A, N> left = load<A, N>(a + i);
     const Pack<B, N> right = load<B, N>(b + i);
 #pragma unroll
-    for (int k = 0; k < N; ++k) mine = Op::join(mine, Op::of(to_float(left.v[k]), to_float(right.v[k])));
+    for (int k = 0; k < N; ++k) mine = Op::join(mine, Op::of(to_real(left.v[k]), to_real(right.v[k])));
   });
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
@@ -61,12 +61,15 @@ double whole(Context& ctx, const Tensor& a, const Tensor& b) {
   const int64_t part = parts_of(parts_of(n, kWholeParts), step) * step, count = parts_of(n, part);
   Scratch::Frame frame(ctx.scratch);
   double* parts = frame.doubles(count);
-  for_float_type(a.dtype, [&]<typename A>(A) {
-    for_float_type(b.dtype, [&]<typename B>(B) {
-      launch(ctx, {.grid = static_cast<unsigned>(count), .block = kChunkThreads}, whole_kernel<Op, A, B>,
-             parts, data_of<A>(a), data_of<B>(b), n, part, aligned_for_four(a, b));
-    });
-  });
+  const auto add_up = [&]<typename A, typename B>(A, B) {
+    launch(ctx, {.grid = static_cast<unsigned>(count), .block = kChunkThreads}, whole_kernel<Op, A, B>, parts,
+           data_of<A>(a), data_of<B>(b), n, part, aligned_for_four(a, b));
+  };
+  if (a.dtype == DType::f64)
+    add_up(double{}, double{});
+  else
+    for_float_type(a.dtype,
+                   [&]<typename A>(A) { for_float_type(b.dtype, [&]<typename B>(B) { add_up(A{}, B{}); }); });
   std::vector<double> here(static_cast<size_t>(count));
   gpu::copy_out(*ctx.device, here.data(), parts, 8 * count);
   double result = 0;
@@ -76,21 +79,23 @@ double whole(Context& ctx, const Tensor& a, const Tensor& b) {
 
 // ------------------------------------------------------------------------------ sums that stay on the GPU
 
+template <typename T>
 struct SumEntry {
-  const float* x;
+  const T* x;
   int64_t n;
   bool wide;
 };
 
+template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    chunk_squares_kernel(double* parts, const __grid_constant__ ChunkTable<SumEntry> table) {
+    chunk_squares_kernel(double* parts, const __grid_constant__ ChunkTable<SumEntry<T>> table) {
   __shared__ double shared[kWarps];
   const Chunk chunk = chunk_of_block(table);
-  const SumEntry& a = table.entries[chunk.index];
+  const SumEntry<T>& a = table.entries[chunk.index];
   double sum = 0;
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    const Pack<float, N> pack = load<float, N>(a.x + i);
+    const Pack<T, N> pack = load<T, N>(a.x + i);
 #pragma unroll
     for (int k = 0; k < N; ++k) sum += static_cast<double>(pack.v[k]) * pack.v[k];
   });
@@ -99,8 +104,10 @@ __global__ void __launch_bounds__(kChunkThreads)
 }
 
 /// sums[i] = the sum of the parts of the table's tensor i, one block each.
+template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    add_parts_kernel(double* sums, const double* parts, const __grid_constant__ ChunkTable<SumEntry> table) {
+    add_parts_kernel(double* sums, const double* parts,
+                     const __grid_constant__ ChunkTable<SumEntry<T>> table) {
   __shared__ double shared[kWarps];
   const int i = static_cast<int>(blockIdx.x);
   double sum = 0;
@@ -136,13 +143,13 @@ __device__ __forceinline__ double squares(const T* x, int64_t n, int thread, int
       const Pack<T, N> pack = load<T, N>(x + i);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const double value = to_float(pack.v[k]);
+        const double value = to_real(pack.v[k]);
         sum += value * value;
       }
     }
   } else {
     for (int64_t i = thread; i < n; i += threads) {
-      const double value = to_float(x[i]);
+      const double value = to_real(x[i]);
       sum += value * value;
     }
   }
@@ -152,12 +159,12 @@ __device__ __forceinline__ double squares(const T* x, int64_t n, int thread, int
 /// Short rows: a warp each.
 template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
-    short_row_norms_kernel(float* norms, const T* x, int64_t rows, int64_t cols, bool wide) {
+    short_row_norms_kernel(Real<T>* norms, const T* x, int64_t rows, int64_t cols, bool wide) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (row >= rows) return;  // the whole warp
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const double sum = warp_sum(squares(x + row * cols, cols, lane, kWarpSize, wide));
-  if (lane == 0) norms[row] = static_cast<float>(sqrt(sum));
+  if (lane == 0) norms[row] = static_cast<Real<T>>(sqrt(sum));
 }
 
 /// Long rows: block b adds up part b % parts of row b / parts.
@@ -173,15 +180,16 @@ __global__ void __launch_bounds__(kChunkThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
+template <typename Norm>
 __global__ void __launch_bounds__(kChunkThreads)
-    finish_row_norms_kernel(float* norms, const double* sums, int64_t rows, unsigned parts) {
+    finish_row_norms_kernel(Norm* norms, const double* sums, int64_t rows, unsigned parts) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (row >= rows) return;  // the whole warp
   const unsigned lane = threadIdx.x % kWarpSize;
   double sum = 0;
   for (unsigned part = lane; part < parts; part += kWarpSize) sum += sums[row * parts + part];
   sum = warp_sum(sum);
-  if (lane == 0) norms[row] = static_cast<float>(sqrt(sum));
+  if (lane == 0) norms[row] = static_cast<Norm>(sqrt(sum));
 }
 
 /// A block of kWarps rows of 32 threads: thread (x, y) has column x of its 32 and every kWarps-th row.
@@ -214,44 +222,46 @@ __global__ void __launch_bounds__(kChunkThreads)
   double sum = 0;
   if (tile.inside)
     for (int64_t r = slab * kSlabRows + threadIdx.y; r < end; r += kWarps) {
-      const double value = to_float(x[r * cols + tile.col]);
+      const double value = to_real(x[r * cols + tile.col]);
       sum += value * value;
     }
   sum = sum_over_y(sum, shared);
   if (tile.inside && threadIdx.y == 0) sums[slab * cols + tile.col] = sum;
 }
 
+template <typename Norm>
 __global__ void __launch_bounds__(kChunkThreads)
-    finish_col_norms_kernel(float* norms, const double* sums, int64_t slabs, int64_t cols) {
+    finish_col_norms_kernel(Norm* norms, const double* sums, int64_t slabs, int64_t cols) {
   __shared__ double shared[kWarps][kWarpSize];
   const Tile tile = tile_of(blockIdx.x, cols);
   double sum = 0;
   if (tile.inside)
     for (int64_t slab = threadIdx.y; slab < slabs; slab += kWarps) sum += sums[slab * cols + tile.col];
   sum = sum_over_y(sum, shared);
-  if (tile.inside && threadIdx.y == 0) norms[tile.col] = static_cast<float>(sqrt(sum));
+  if (tile.inside && threadIdx.y == 0) norms[tile.col] = static_cast<Norm>(sqrt(sum));
 }
 
 /// What one scaling is told besides its tensors.
+template <typename T>
 struct Scaling {
   int64_t packs, cols;
-  float factor;
+  T factor;
   bool divide, by_rows;
 };
 
 /// N elements per thread, all in one row: N > 1 divides cols.
 template <typename T, int N>
 __global__ void __launch_bounds__(kChunkThreads)
-    scale_kernel(T* y, const T* x, const float* scales, Scaling how) {
+    scale_kernel(T* y, const T* x, const Real<T>* scales, Scaling<Real<T>> how) {
   const int64_t pack_index = int64_t{blockIdx.x} * kChunkThreads + threadIdx.x;
   if (pack_index >= how.packs) return;
   const int64_t i = pack_index * N, row = i / how.cols, col = i - row * how.cols;
   Pack<T, N> pack = load<T, N>(x + i);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    const float scale = scales[how.by_rows ? row : col + k];
-    const float multiplier = !how.divide ? how.factor * scale : (scale == 0.0f ? 0.0f : how.factor / scale);
-    pack.v[k] = from_float<T>(to_float(pack.v[k]) * multiplier);
+    const Real<T> scale = scales[how.by_rows ? row : col + k];
+    const Real<T> multiplier = !how.divide ? how.factor * scale : (scale == 0 ? 0 : how.factor / scale);
+    pack.v[k] = from_real<T>(to_real(pack.v[k]) * multiplier);
   }
   store<T, N>(y + i, pack);
 }
@@ -261,14 +271,14 @@ template <typename Args>
 void scale(Context& ctx, const Args& args, bool by_rows) {
   const int64_t n = args.x.size(), cols = args.x.cols();
   if (n == 0) return;
-  for_float_type(args.x.dtype, [&]<typename T>(T) {
+  for_any_float(args.x.dtype, [&]<typename T>(T) {
     T* y = data_of<T>(args.y);
     const T* x = data_of<T>(args.x);
     const bool wide = can_vectorize<T>(cols, x, y);
     const int64_t packs = wide ? n / kPackSize<T> : n;
     launch(ctx, {.grid = blocks_for(packs, kChunkThreads), .block = kChunkThreads},
-           wide ? scale_kernel<T, kPackSize<T>> : scale_kernel<T, 1>, y, x, data_of<float>(args.scales),
-           Scaling{packs, cols, args.factor, args.divide, by_rows});
+           wide ? scale_kernel<T, kPackSize<T>> : scale_kernel<T, 1>, y, x, data_of<Real<T>>(args.scales),
+           Scaling<Real<T>>{packs, cols, static_cast<Real<T>>(args.factor), args.divide, by_rows});
   });
 }
 }  // namespace
@@ -285,24 +295,33 @@ double gpu::sum_abs(Context& ctx, const Tensor& x) {
   return whole<Sizes>(ctx, x, x);
 }
 
-float gpu::max_abs(Context& ctx, const Tensor& x) {
-  return static_cast<float>(whole<LargestSize>(ctx, x, x));
+double gpu::max_abs(Context& ctx, const Tensor& x) {
+  return whole<LargestSize>(ctx, x, x);
 }
 
-void gpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
-  std::vector<SumEntry> entries;
+namespace {
+template <typename T>
+void squares_of_all(Context& ctx, const SumsOfSquares& args) {
+  std::vector<SumEntry<T>> entries;
   for (const Tensor& x : args.tensors)
-    entries.push_back({.x = data_of<float>(x), .n = x.size(), .wide = aligned_for_four(x)});
+    entries.push_back({.x = data_of<T>(x), .n = x.size(), .wide = aligned_for_four(x)});
   Scratch::Frame frame(ctx.scratch);
   double* parts = frame.doubles(sums_of_squares_scratch_bytes(args.tensors) / 8);
   double* sums = data_of<double>(args.sums);
-  for_chunk_tables<SumEntry>(entries, [&](const ChunkTable<SumEntry>& table, unsigned blocks) {
-    if (blocks > 0) launch(ctx, {.grid = blocks, .block = kChunkThreads}, chunk_squares_kernel, parts, table);
-    launch(ctx, {.grid = static_cast<unsigned>(table.count), .block = kChunkThreads}, add_parts_kernel, sums,
-           parts, table);
+  for_chunk_tables<SumEntry<T>>(entries, [&](const ChunkTable<SumEntry<T>>& table, unsigned blocks) {
+    if (blocks > 0)
+      launch(ctx, {.grid = blocks, .block = kChunkThreads}, chunk_squares_kernel<T>, parts, table);
+    launch(ctx, {.grid = static_cast<unsigned>(table.count), .block = kChunkThreads}, add_parts_kernel<T>,
+           sums, parts, table);
     parts += blocks;
     sums += table.count;
   });
+}
+}  // namespace
+
+void gpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
+  if (!args.tensors.empty() && args.tensors[0].dtype == DType::f64) return squares_of_all<double>(ctx, args);
+  squares_of_all<float>(ctx, args);
 }
 
 void gpu::mean(Context& ctx, const Mean& args) {
@@ -314,9 +333,9 @@ void gpu::row_norms(Context& ctx, const RowNorms& args) {
   const int64_t rows = args.x.rows(), cols = args.x.cols();
   if (rows == 0) return;
   const auto parts = static_cast<unsigned>(parts_of(cols, kSumChunk));
-  float* norms = data_of<float>(args.norms);
   Scratch::Frame frame(ctx.scratch);
-  for_float_type(args.x.dtype, [&]<typename T>(T) {
+  for_any_float(args.x.dtype, [&]<typename T>(T) {
+    Real<T>* norms = data_of<Real<T>>(args.norms);
     const T* x = data_of<T>(args.x);
     const bool wide = can_vectorize<T>(cols, x);
     if (cols <= kShortRow)
@@ -325,8 +344,8 @@ void gpu::row_norms(Context& ctx, const RowNorms& args) {
     double* sums = frame.doubles(rows * parts);
     launch(ctx, {.grid = static_cast<unsigned>(rows * parts), .block = kChunkThreads}, row_parts_kernel<T>,
            sums, x, cols, parts, wide);
-    launch(ctx, {.grid = blocks_for(rows, kWarps), .block = kChunkThreads}, finish_row_norms_kernel, norms,
-           sums, rows, parts);
+    launch(ctx, {.grid = blocks_for(rows, kWarps), .block = kChunkThreads}, finish_row_norms_kernel<Real<T>>,
+           norms, sums, rows, parts);
   });
 }
 
@@ -337,12 +356,12 @@ void gpu::col_norms(Context& ctx, const ColNorms& args) {
   const dim3 block(kWarpSize, kWarps);
   Scratch::Frame frame(ctx.scratch);
   double* sums = frame.doubles(slabs * cols);
-  for_float_type(args.x.dtype, [&]<typename T>(T) {
+  for_any_float(args.x.dtype, [&]<typename T>(T) {
     launch(ctx, {.grid = static_cast<unsigned>(slabs * col_blocks), .block = block}, column_slabs_kernel<T>,
            sums, data_of<T>(args.x), rows, cols, col_blocks);
+    launch(ctx, {.grid = col_blocks, .block = block}, finish_col_norms_kernel<Real<T>>,
+           data_of<Real<T>>(args.norms), sums, slabs, cols);
   });
-  launch(ctx, {.grid = col_blocks, .block = block}, finish_col_norms_kernel, data_of<float>(args.norms), sums,
-         slabs, cols);
 }
 
 void gpu::scale_rows(Context& ctx, const ScaleRows& args) {

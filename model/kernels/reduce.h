@@ -13,8 +13,9 @@
 // Those that return a number wait for it; the others only enqueue work on a GPU. Sums are float64 inside, so
 // squares of float32 neither overflow nor vanish. A NaN or infinity anywhere in the input makes the result
 // non-finite. Deterministic for any number of threads: sums run over chunks whose bounds depend on the size
-// alone, and the chunks' sums are added in order. dtype float32; on a GPU x, y, a and b may be bf16 instead
-// (not the tensors of sums_of_squares and mean).
+// alone, and the chunks' sums are added in order. dtype float32, or but for mean float64: then all tensors of
+// a call, norms and scales included, and squares may overflow from 1e154 on. On a GPU x, y, a and b may be
+// bf16 (not the tensors of sums_of_squares and mean), with norms and scales in float32.
 //
 // On a GPU sums take scratch: whole_scratch_bytes() for those that return a number, and what the functions
 // below say. On the CPU only col_norms does.
@@ -26,7 +27,7 @@
 
 struct SumsOfSquares {
   Tensor sums;                      // (number of tensors) f64, written
-  std::span<const Tensor> tensors;  // of any shapes
+  std::span<const Tensor> tensors;  // of any shapes, all f32 or all f64
 };
 
 struct Mean {
@@ -37,28 +38,28 @@ struct Mean {
 };
 
 struct RowNorms {
-  Tensor norms;  // (rows), written: Euclidean
+  Tensor norms;  // (rows), written: Euclidean; f64 when x is, else f32
   Tensor x;      // (rows, cols)
 };
 
 struct ColNorms {
-  Tensor norms;  // (cols), written: Euclidean
+  Tensor norms;  // (cols), written: Euclidean; f64 when x is, else f32
   Tensor x;      // (rows, cols)
 };
 
 struct ScaleRows {
   Tensor y;             // (rows, cols), written, dtype of x; may be x
   Tensor x;             // (rows, cols)
-  Tensor scales;        // (rows)
-  float factor = 1;     // of everything
+  Tensor scales;        // (rows); f64 when x is, else f32
+  double factor = 1;    // of everything
   bool divide = false;  // divide by the scales; where a scale is 0 the result is 0
 };
 
 struct ScaleCols {
   Tensor y;             // (rows, cols), written, dtype of x; may be x
   Tensor x;             // (rows, cols)
-  Tensor scales;        // (cols)
-  float factor = 1;     // of everything
+  Tensor scales;        // (cols); f64 when x is, else f32
+  double factor = 1;    // of everything
   bool divide = false;  // divide by the scales; where a scale is 0 the result is 0
 };
 
@@ -104,7 +105,7 @@ namespace cpu {
 double sum_of_squares(Context& ctx, const Tensor& x);
 double dot(Context& ctx, const Tensor& a, const Tensor& b);
 double sum_abs(Context& ctx, const Tensor& x);
-float max_abs(Context& ctx, const Tensor& x);
+double max_abs(Context& ctx, const Tensor& x);
 void sums_of_squares(Context& ctx, const SumsOfSquares& args);
 void mean(Context& ctx, const Mean& args);
 void row_norms(Context& ctx, const RowNorms& args);
@@ -116,7 +117,7 @@ namespace gpu {
 double sum_of_squares(Context& ctx, const Tensor& x);
 double dot(Context& ctx, const Tensor& a, const Tensor& b);
 double sum_abs(Context& ctx, const Tensor& x);
-float max_abs(Context& ctx, const Tensor& x);
+double max_abs(Context& ctx, const Tensor& x);
 void sums_of_squares(Context& ctx, const SumsOfSquares& args);
 void mean(Context& ctx, const Mean& args);
 void row_norms(Context& ctx, const RowNorms& args);
@@ -142,7 +143,7 @@ inline double sum_abs(Context& ctx, const Tensor& x) {
 }
 
 /// Largest |x|; 0 for an empty tensor, NaN when any element is.
-inline float max_abs(Context& ctx, const Tensor& x) {
+inline double max_abs(Context& ctx, const Tensor& x) {
   ON_DEVICE(max_abs, ctx, x);
 }
 

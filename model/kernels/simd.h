@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
+#include <type_traits>
 
 #include "model/kernels/context.h"
 
@@ -30,6 +32,24 @@ void parallel_for(const Context& ctx, int64_t n, int64_t grain, Body&& body) {
     const int64_t end = std::min(n, chunks * (t + 1) / threads * grain);
     body(begin, end, static_cast<int>(t));
   }
+}
+
+/// Calls body(float{}) or body(double{}): turns the dtype of a tensor into a template argument.
+template <typename Body>
+auto for_real_type(DType dtype, Body&& body) {
+  if (dtype == DType::f64) return body(double{});
+  if (dtype == DType::f32) return body(float{});
+  throw ShapeError(std::string("an operation got ") + dtype_name(dtype) + ", need f32 or f64");
+}
+/// The tensor's values as T*, float or double; null when it is absent; throws ShapeError when it has another
+/// dtype.
+template <typename T>
+T* reals_of(const Tensor& tensor) {
+  if (!tensor) return nullptr;
+  if constexpr (std::is_same_v<T, double>)
+    return tensor.f64();
+  else
+    return tensor.f32();
 }
 
 /// exp(x), relative error below 1e-7 wherever the result is a normal float; 0 below those, +inf above, NaN

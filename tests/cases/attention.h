@@ -12,26 +12,35 @@ inline std::function<void(Values&)> attention_oracle(int64_t B, int64_t T, int64
     const attention::Oracle o = attention::oracle(c, v["qkv"], nothing);
     v["out"] = o.out;
     v["lse"] = o.lse;
+    v["row_max"] = o.row_max;
   };
 }
 
 inline OpCase attention_forward_case(int64_t B, int64_t T, int64_t NH, int64_t HS,
-                                     Op<AttentionForward> op = attention_forward) {
+                                     Op<AttentionForward> op = attention_forward, bool row_max = false) {
   const int64_t C = NH * HS;
-  return {.name = case_name("attention_forward", {{"B", B}, {"T", T}, {"NH", NH}, {"HS", HS}}),
-          .operands = {{.name = "out", .shape = {B, T, C}, .output = true, .half = true},
-                       {.name = "lse", .shape = {B, NH, T}, .output = true},
-                       {.name = "qkv", .shape = {B, T, 3 * C}, .half = true}},
-          .run =
-              [=](Context& ctx, const Tensors& t) {
-                op(ctx, {.out = t.at("out"), .lse = t.at("lse"), .qkv = t.at("qkv"), .NH = NH});
-              },
-          .oracle = attention_oracle(B, T, NH, HS),
-          .tolerance = 5e-6,
-          .flops = 2.0 * B * T * (T + 1) * C,  // two products of the pairs that exist
-          .bytes = 4.0 * (4 * B * T * C + B * NH * T),
-          .scratch_bytes = [=](const Context& ctx) { return attention_scratch_bytes(ctx, B, T, NH, HS); },
-          .half_tolerance = 1.0 / 16};  // probabilities are bf16 too: sums that cancel lose digits
+  OpCase made{.name = case_name("attention_forward", {{"B", B}, {"T", T}, {"NH", NH}, {"HS", HS}}),
+              .operands = {{.name = "out", .shape = {B, T, C}, .output = true, .half = true},
+                           {.name = "lse", .shape = {B, NH, T}, .output = true},
+                           {.name = "qkv", .shape = {B, T, 3 * C}, .half = true}},
+              .run =
+                  [=](Context& ctx, const Tensors& t) {
+                    op(ctx, {.out = t.at("out"),
+                             .lse = t.at("lse"),
+                             .qkv = t.at("qkv"),
+                             .NH = NH,
+                             .row_max = row_max ? t.at("row_max") : Tensor{}});
+                  },
+              .oracle = attention_oracle(B, T, NH, HS),
+              .tolerance = 5e-6,
+              .flops = 2.0 * B * T * (T + 1) * C,  // two products of the pairs that exist
+              .bytes = 4.0 * (4 * B * T * C + (row_max ? 2 : 1) * B * NH * T),
+              .scratch_bytes = [=](const Context& ctx) { return attention_scratch_bytes(ctx, B, T, NH, HS); },
+              .half_tolerance = 1.0 / 16};  // probabilities are bf16 too: sums that cancel lose digits
+  if (!row_max) return made;
+  made.name += ",row_max";
+  made.operands.push_back({.name = "row_max", .shape = {B, NH, T}, .output = true});
+  return made;
 }
 
 inline OpCase attention_backward_case(int64_t B, int64_t T, int64_t NH, int64_t HS,

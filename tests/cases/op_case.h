@@ -51,6 +51,18 @@ struct OpCase {
   std::vector<std::pair<std::string, std::string>> gradients = {};
 };
 
+/// The case with all tensors in float64, but for the `scale` and `guard` of updates, which are float32.
+inline OpCase in_float64(OpCase op_case) {
+  for (Operand& operand : op_case.operands) {
+    operand.half = false;
+    if (operand.name != "scale" && operand.name != "guard") operand.dtype = DType::f64;
+  }
+  op_case.name += ",f64";
+  op_case.tolerance = std::min(op_case.tolerance, 1e-12);
+  op_case.bytes *= 2;
+  return op_case;
+}
+
 /// "op/B=1,T=2,C=3"
 inline std::string case_name(std::string op, std::initializer_list<std::pair<const char*, int64_t>> sizes) {
   const char* separator = "/";

@@ -4,14 +4,21 @@
 #include "model/kernels/reduce.h"
 #include "tests/cases/op_case.h"
 
-/// A function of whole tensors to one number.
-/// Brings a number to an operand.
-inline void put_number(Context& ctx, const Tensor& to, double value) {
+/// Brings numbers to an operand, f32 or f64.
+inline void put_numbers(Context& ctx, const Tensor& to, const double* values) {
   OnHost host(ctx, to, /*load=*/false);
-  *host->f32() = static_cast<float>(value);
+  for (int64_t i = 0; i < to.size(); ++i)
+    if (to.dtype == DType::f64)
+      host->f64()[i] = values[i];
+    else
+      host->f32()[i] = static_cast<float>(values[i]);
   host.store();
 }
+inline void put_number(Context& ctx, const Tensor& to, double value) {
+  put_numbers(ctx, to, &value);
+}
 
+/// A function of whole tensors to one number.
 inline OpCase whole_tensor_case(const std::string& op, int64_t n) {
   return {.name = case_name(op, {{"n", n}}),
           .operands = {{.name = "result", .shape = {1}, .output = true},
@@ -50,7 +57,7 @@ struct Pieces {
   Tensor of(const Tensor& all, int64_t i) const { return all.slice(start(i), size(i)); }
 };
 
-/// Results in float64 stay where ctx computes; the case gets them rounded.
+/// Results in float64 stay where ctx computes; the case gets them in its own dtype.
 inline OpCase sums_of_squares_case(int64_t count, int64_t n) {
   const Pieces pieces{count, n};
   const auto tensors = [=](const Tensor& x) {
@@ -68,10 +75,7 @@ inline OpCase sums_of_squares_case(int64_t count, int64_t n) {
                 arena.add(&sums, DType::f64, {count});
                 arena.allocate(ctx);
                 sums_of_squares(ctx, {.sums = sums, .tensors = tensors(t.at("x"))});
-                const OnHost from(ctx, sums);
-                OnHost to(ctx, t.at("sums"), /*load=*/false);
-                for (int64_t i = 0; i < count; ++i) to->f32()[i] = static_cast<float>(from->f64()[i]);
-                to.store();
+                put_numbers(ctx, t.at("sums"), OnHost(ctx, sums)->f64());
               },
           .oracle =
               [=](Values& v) {

@@ -1,0 +1,46 @@
+#include "optim/kronecker.h"
+
+#include "model/kernels/matmul.h"
+#include "optim/update.h"
+
+std::string factor_name(Side side) {
+  return side == Side::left ? "L" : "R";
+}
+
+std::vector<Tensor> grads_of(std::span<const Block> blocks) {
+  std::vector<Tensor> list;
+  for (const Block& block : blocks) list.push_back(block.grad);
+  return list;
+}
+
+Tensor room_for(const Tensor& memory, const Tensor& x, Side side) {
+  const int64_t N = x.shape[0], n = side_length(side, x.shape[1], x.shape[2]);
+  return memory.view({memory.size()}).slice(0, N * n * n).view({N, n, n});
+}
+
+void gram(Context& ctx, const Tensor& products, const Tensor& x, Side side) {
+  batched_matmul(ctx, {.c = products,
+                       .a = x,
+                       .b = x,
+                       .transpose_a = side == Side::right,
+                       .transpose_b = side == Side::left,
+                       .symmetric = true});
+}
+
+void accumulate(Context& ctx, std::span<const StateValue> list, double beta, double gain,
+                const RuleStep& step) {
+  std::vector<Smooth> squares, means;
+  for (const auto& [state, value] : list) {
+    squares.push_back({.u = value, .g = value, .scale = step.grad_scale});
+    means.push_back({.m = state, .g = value, .beta = beta, .gain = gain, .scale = step.grad_scale});
+  }
+  if (step.clips) smooth(ctx, squares);
+  smooth(ctx, means);
+}
+
+void keep(Context& ctx, std::span<const StateValue> list, const RuleStep& step) {
+  std::vector<ApplyUpdate> copies;  // state - 1 state + value
+  for (const auto& [state, value] : list)
+    copies.push_back({.w = state, .u = value, .step = -1, .decay = 1, .guard = step.grad_scale});
+  apply_update(ctx, copies);
+}

@@ -1,0 +1,93 @@
+// Norms under test on either device, and the checks that both devices share.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "optim/norm.h"
+#include "tests/optim_golden.h"
+
+/// Every norm of matrices, and both families of Proposition 8 over their range.
+inline std::vector<Norm> matrix_norms() {
+  std::vector<Norm> list;
+  for (const char* name : {"frobenius",
+                           "l1-linf",
+                           "scaled-l1-linf",
+                           "l2-l2",
+                           "rms-rms",
+                           "nuclear",
+                           "spectral-keller",
+                           "spectral-moonlight",
+                           "l1-l1",
+                           "l1-l1.3333333333333333",
+                           "l1-l1.5",
+                           "l1-l2",
+                           "l1-l3",
+                           "l1-rms",
+                           "l1.3333333333333333-linf",
+                           "l1.5-linf",
+                           "l2-linf",
+                           "l3-linf",
+                           "linf-linf",
+                           "rms-linf"})
+    list.push_back(*find_norm(name));
+  return list;
+}
+
+template <typename T>
+MatrixOf<T> dualized(Context& ctx, const Norm& kind, const MatrixOf<T>& g, bool transposed = false) {
+  const ThereOf<T> from(ctx, g), to(ctx, g);
+  dualize(ctx, {.out = to.tensor(), .g = from.tensor(), .norm = kind, .transposed = transposed});
+  return to.here();
+}
+template <typename T>
+double norm_of(Context& ctx, const Norm& kind, const MatrixOf<T>& w, bool transposed = false) {
+  return norm(ctx, kind, ThereOf<T>(ctx, w).tensor(), transposed);
+}
+template <typename T>
+double dual_of(Context& ctx, const Norm& kind, const MatrixOf<T>& g, bool transposed = false) {
+  return dual_norm(ctx, kind, ThereOf<T>(ctx, g).tensor(), transposed);
+}
+
+/// norm_examples of the golden file, stored both ways round.
+template <typename T>
+void check_expected_norms(UseDevice use) {
+  const std::pair<const char*, const char*> names[] = {
+      {"frobenius", "frobenius"},           {"l1_to_linf_maxabs", "l1-linf"},
+      {"l2_to_l2_spectral", "l2-l2"},       {"rms_to_rms", "rms-rms"},
+      {"l1_to_l2_maxcol", "l1-l2"},         {"l1_to_rms", "l1-rms"},
+      {"l2_to_linf_maxrow", "l2-linf"},     {"rms_to_linf", "rms-linf"},
+      {"l1_to_l1_maxcolsum", "l1-l1"},      {"linf_to_linf_maxrowsum", "linf-linf"},
+      {"scion_sign_head", "scaled-l1-linf"}};
+  const double tolerance = sizeof(T) == 8 ? 1e-9 : 2e-6;
+  Context ctx;
+  use(ctx);
+  ctx.scratch.reserve(int64_t{1} << 20);
+  for (const auto& [example, numbers] : optim_golden().at("norm_examples").items()) {
+    const MatrixOf<T> g(numbers.at("G"));
+    ASSERT_EQ(numbers.at("norms").size(), std::size(names));
+    for (const auto& [golden, name] : names)
+      for (const bool transposed : {false, true}) {
+        SCOPED_TRACE(testing::Message() << example << " " << golden << " " << transposed);
+        const Norm kind = *find_norm(name);
+        const nlohmann::json& expected = numbers.at("norms").at(golden);
+        const MatrixOf<T> stored = transposed ? g.transposed() : g;
+        const MatrixOf<T> d = dualized(ctx, kind, stored, transposed);
+        EXPECT_NEAR(norm_of(ctx, kind, stored, transposed) / expected.at("norm").template get<double>(), 1,
+                    tolerance);
+        EXPECT_NEAR(dual_of(ctx, kind, stored, transposed) / expected.at("dual_norm").template get<double>(),
+                    1, tolerance);
+        EXPECT_LT(deviation(transposed ? d.transposed() : d, MatrixOf<T>(expected.at("dualize"))), tolerance);
+      }
+    // Not among the expected norms, but made of expected singular values; the polar factor is of full rank.
+    double sum = 0, largest = 0;
+    for (const double s : numbers.at("singular_values")) {
+      sum += s;
+      largest = std::max(largest, s);
+    }
+    const Norm nuclear = *find_norm("nuclear");
+    EXPECT_NEAR(norm_of(ctx, nuclear, g) / sum, 1, tolerance) << example;
+    EXPECT_NEAR(dual_of(ctx, nuclear, g) / largest, 1, tolerance) << example;
+  }
+}
