@@ -19,12 +19,13 @@ PAIRS = [
     ("Prodigy without averages = sign with escape velocity", ROLES, "sign", "prodigy:variant=no-ema,eta0=1e-6",
      {"escape": "1e-6"}),
 ]
-WHAT = """Two trainings of gpt2-nano on the same batches, step sizes constant, one thread each. The number is how far apart the
-weights of the whole model are after some steps, as a share of the way that they have gone from the start,
-||A - B|| / ||A - W0|| in the Frobenius norm; and the largest relative difference between the losses of the same step. The two
-controls under each pair show what "different" looks like: A with a step size that is 1 % larger, and A against itself with
-other batches. Where a rule takes the sign of something, rounding decides about entries that are nearly zero (of the biases of
-keys the gradient is zero but for rounding), so a difference of rounding grows from step to step."""
+WHAT = """Two trainings of gpt2-nano on the same batches, step sizes constant, one thread each. The number is how far
+apart the weights of the whole model are after some steps, as a share of the way that they have gone from the start,
+||A - B|| / ||A - W0|| in the Frobenius norm; and the largest relative difference between the losses of the same step.
+The two controls under each pair show what "different" looks like: A with a step size that is 1 % larger, and A
+against itself with other batches. Where a rule takes the sign of something, rounding decides about entries that are
+nearly zero (of the biases of keys the gradient is zero but for rounding), so a difference of rounding grows from step
+to step."""
 
 
 def main(lab, page, corpora):
@@ -58,8 +59,7 @@ def with_rule(rule, roles):
 
 
 def controls(rule, roles, more):
-    """A with a larger step and A with other batches. Where a rule takes the sign of something, rounding decides about entries that are nearly zero (of the biases of
-keys the gradient is zero but for rounding), so a difference of rounding grows from step to step."""
+    """A with a larger step and A with other batches."""
     if more:  # the escape velocity, instead of lr
         larger = with_rule(rule, roles) | {name: f"{float(value) * 1.01:g}" for name, value in more.items()}
     else:

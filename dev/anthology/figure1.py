@@ -4,11 +4,12 @@ import math
 from page import number, picture, plot, table
 from runs import Stopped, call
 
-WHAT = """The first version of the paper, the one that we could read, has no figure; its Appendix A asks for this one. The cubic
-Newton-Schulz step acts on singular values as f(x) = 3/2 x - 1/2 x^3. Repeated, it goes to sign(x) where |x| < √3; from there to
-about 2 it goes to the wrong sign, silently; at √5 it swings between two values; beyond, it diverges. The dashed lines are √3, 2
-and √5. The second picture is the family of equation 37 near 0: what becomes of a singular value x of G / ‖G‖_F after all steps
-of a set. All numbers are printed by `train_gpt polar --ns SET --steps N --plot FILE`."""
+WHAT = """The first version of the paper, the one that we could read, has no figure; its Appendix A asks for this one.
+The cubic Newton-Schulz step acts on singular values as f(x) = 3/2 x - 1/2 x^3. Repeated, it goes to sign(x) where |x|
+< √3; from there to about 2 it goes to the wrong sign, silently; at √5 it swings between two values; beyond, it
+diverges. The dashed lines are √3, 2 and √5. The second picture is the family of equation 37 near 0: what becomes of a
+singular value x of G / ‖G‖_F after all steps of a set. All numbers are printed by `train_gpt polar --ns SET --steps N
+--plot FILE`."""
 SETS = ["cubic", "keller5", "polar-express", "modula6", "cans"]
 
 

@@ -33,12 +33,13 @@ NORMS = {
     "spectral, sign elsewhere": (("spectral:ns=svd", "sign", "sign", "sign"), spectral_and_sign),
     "modular": (("spectral:ns=svd,scale=rms", "colnorm:momentum=0", "colnorm:momentum=0", "sign"), modular),
 }
-WHAT = """Steps begin at eta0 = 1e-8 and grow to the escape velocity (`--escape 1e-8`), under three norms. While the loss is linear
-in the way travelled, eta must grow by the golden ratio, 1.618 a step (Fibonacci, not the doubling of the paper's text); that is
-seen with the same batch at every step, with fresh batches gradients turn and growth is slower. eta may never pass the longest
-way travelled so far, max_l ||W_l - W0_l||_l, here measured from the checkpoint of every {every}th of the first {early} steps.
-Then {steps} steps on fresh batches, against the same rules with one constant step size for all tensors, the best of {count}
-(a factor 2 apart, one seed), both over {seeds} seeds with the schedule of the recipes (wsd, last 60 % decay)."""
+WHAT = """Steps begin at eta0 = 1e-8 and grow to the escape velocity (`--escape 1e-8`), under three norms. While the
+loss is linear in the way travelled, eta must grow by the golden ratio, 1.618 a step (Fibonacci, not the doubling of
+the paper's text); that is seen with the same batch at every step, with fresh batches gradients turn and growth is
+slower. eta may never pass the longest way travelled so far, max_l ||W_l - W0_l||_l, here measured from the checkpoint
+of every {every}th of the first {early} steps. Then {steps} steps on fresh batches, against the same rules with one
+constant step size for all tensors, the best of {count} (a factor 2 apart, one seed), both over {seeds} seeds with the
+schedule of the recipes (wsd, last 60 % decay)."""
 
 
 def rules_of(name):
@@ -50,7 +51,7 @@ def main(lab, page, corpora):
     seeds, powers = (1, (-9, -7)) if lab.quick else (3, range(-12, -3))
     growth, lines, results = grow(lab, corpora, early, every)
     plot(page.folder / "prodigy-eta.png", lines,
-         "set logscale y\nset xlabel 'step'\nset ylabel 'eta'\nset key outside bottom\nset format y '10^{%L}'")
+         "set logscale y\nset xlabel 'step'\nset ylabel 'eta'\nset key outside bottom\nset format y '1e%L'")
     races, more = against_constant(lab, corpora, steps, seeds, powers)
     head = ["norm", "batches", "growth a step, median of the linear phase", "eta at the end",
             "largest eta / way travelled before", "checked at"]

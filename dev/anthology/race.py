@@ -45,13 +45,13 @@ VECTORS = {
     "sgd, momentum": ("sgd:momentum=0.9", 0.1),
 }
 DRAWN = ["sgd, momentum", "sign", "lion", "adam", "spectral", "muon (Keller)", "scion, constrained", "dion", "shampoo", "soap"]
-WHAT = """gpt2-nano (0.1M parameters), {steps} steps of 16 x 64 bytes, the schedule of the recipes (wsd, last 60 % decay), no weight
-decay but scion's own, no clipping. The rule holds the hidden matrices; everything else is `{adam}`. Every rule gets the same
-budget: {tried} trainings with one seed to find lr (tuning.py: a first guess, four times more and less, then twice as close), then
-{seeds} other seeds with the best. Losses are of 32768 bytes of validation text. Seconds are those of the trainings as they ran
-here, beside each other on one core each."""
-ROLES = """**Which norm for the other roles?** Hidden matrices keep `muon:lr=0.02`; embedding (the tied head with it) and position get
-a rule and vectors stay with Adam, or the other way round. The same budget, King James Bible."""
+WHAT = """gpt2-nano (0.1M parameters), {steps} steps of 16 x 64 bytes, the schedule of the recipes (wsd, last 60 %
+decay), no weight decay but scion's own, no clipping. The rule holds the hidden matrices; everything else is `{adam}`.
+Every rule gets the same budget: {tried} trainings with one seed to find lr (tuning.py: a first guess, four times more
+and less, then twice as close), then {seeds} other seeds with the best. Losses are of 32768 bytes of validation text.
+Seconds are those of the trainings as they ran here, beside each other on one core each."""
+ROLES = """**Which norm for the other roles?** Hidden matrices keep `muon:lr=0.02`; embedding (the tied head with it)
+and position get a rule and vectors stay with Adam, or the other way round. The same budget, King James Bible."""
 
 
 def main(lab, page, corpora):
@@ -130,6 +130,10 @@ def draw(page, race, text):
         tokens = [step * runs[0].options["batch-size"] * runs[0].options["seq-len"] / 1e6 for step in steps]
         for kind, x in (("tokens", tokens), ("seconds", seconds)):
             lines[kind].append({"x": x[1:], "y": loss[1:], "title": name, "with": "linespoints lw 2 pt 7 ps 0.6"})
+    # The first losses are far above the rest: cut them, or the curves would all be flat.
+    ends = sorted(line["y"][-1] for line in lines["tokens"]) or [0]
+    top = ends[-1] + 0.5 * (ends[-1] - ends[0]) + 0.3
     for kind, label in (("tokens", "tokens (millions)"), ("seconds", "seconds of training")):
         plot(page.folder / f"race-{text}-{kind}.png", lines[kind],
-             f"set xlabel '{label}'\nset ylabel 'validation loss'\nset key outside right\nset title 'hidden matrices by, {text}'")
+             f"set yrange [*:{top:.3f}]\nset xlabel '{label}'\nset ylabel 'validation loss'\n"
+             f"set key outside right\nset title 'hidden matrices by, {text}'")

@@ -11,12 +11,14 @@ RECIPES = {
     "muon (Keller), adam": lambda m: {"hidden": f"muon:lr={0.02 * m:.6g}"} | small("adam", 0.003 * m),
     "muon (RMS), adam": lambda m: {"hidden": f"muon:scale=rms,lr={0.02 * m:.6g}"} | small("adam", 0.003 * m),
     "modular": lambda m: modular(m),
-    "modular, masses": lambda m: modular(4 * m) | {"sensitivity": "masses"},
+    "modular, masses": lambda m: modular(8 * m) | {"sensitivity": "masses"},
 }
-WHAT = """The loss after {steps} steps of 8 x 64 bytes of the King James Bible against the step size, for widths (2 layers, 16 channels a
-head) and depths (64 channels). m multiplies the step sizes of all roles. Six of them a factor 2 apart, and up to two more where
-the best would lie at the edge; the best is the lowest point of a parabola through the best three. One seed, so a shift of less
-than about a third of an octave is noise. `modular, masses` also divides the steps by sensitivities from masses."""
+WHAT = """The loss after {steps} steps of 8 x 64 bytes of the King James Bible against the step size, for widths (2
+layers, 16 channels a head) and depths (64 channels). m multiplies the step sizes of all roles. Six of them a factor 2
+apart, and up to two more where the best would lie at the edge; the best is the lowest point of a parabola through the
+best three. One seed, so a shift of less than about a third of an octave is noise. `modular, masses` also divides the
+steps by sensitivities from masses (`--sensitivity masses`) and starts at 8 times the steps, which are then of about
+the same size."""
 
 
 def small(rule, lr):
@@ -32,7 +34,8 @@ def main(lab, page, corpora):
     steps, octaves = (3, range(-1, 2)) if lab.quick else (200, range(-3, 3))
     widths = [(2, width) for width in ((32, 64) if lab.quick else (32, 64, 128))]
     depths = [(depth, 64) for depth in ((2, 4) if lab.quick else (2, 4, 8))]
-    base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2, "schedule": "wsd:cooldown=0.6", "grad-clip": 0}
+    base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2,
+                                          "schedule": "wsd:cooldown=0.6"}
     cases = {(name, size): (options(base, recipe, size), 1) for name, recipe in RECIPES.items()
              for size in sorted(set(widths + depths))}
     found = sweep(lab, cases, octaves)
@@ -48,9 +51,10 @@ def main(lab, page, corpora):
                         [f"{low[-1] - low[0]:+.1f}", number(price(tried[0], tried[-1]), 2)] +
                         [number(min(run.loss for run in each.values()), 4) for each in tried])
             summary[f"{what}, {name}"] = {"best": low, "loss": [min(run.loss for run in each.values()) for each in tried]}
-        head = [what] + [f"best at {x}" for x in values] + ["shift, octaves", "price of keeping"] + [f"loss at {x}" for x in values]
+        head = ([what] + [f"best at {x}" for x in values] + ["shift, octaves", "price of keeping"] +
+                [f"loss at {x}" for x in values])
         parts.append(table(head, rows))
-        grid = [(name, [line(found[name, size], f"{what} {x}") for size, x in zip(sizes, values)]) for name in names]
+        grid = [(name, curves([found[name, size] for size in sizes], [f"{what} {x}" for x in values])) for name in names]
         panels(page.folder / f"transfer-{what}.png", grid, columns=3,
                settings="set xlabel 'log2 of the multiplier'\nset ylabel 'validation loss'\nset key top center")
         parts.append(picture(f"loss against step size, by {what}", f"transfer-{what}.png"))
@@ -76,7 +80,8 @@ def sweep(lab, cases, octaves):
     for _ in range(0 if lab.quick else 2):
         beyond = {}
         for case, tried in found.items():
-            beyond[case] = [min(tried) - 1] if best(tried) == min(tried) else [max(tried) + 1] if best(tried) == max(tried) else []
+            edges = {min(tried): min(tried) - 1, max(tried): max(tried) + 1}
+            beyond[case] = [edges[best(tried)]] if best(tried) in edges else []
         try_octaves(lab, cases, found, beyond, "transfer, beyond the edge")
     return found
 
@@ -88,7 +93,12 @@ def price(small_model, large):
     return large[nearest].loss - min(run.loss for run in large.values())
 
 
-def line(tried, title):
-    octaves = sorted(tried)
-    return {"x": octaves, "y": [tried[octave].loss for octave in octaves], "title": title,
-            "with": "linespoints lw 2 pt 7 ps 0.7"}
+def curves(tried, titles):
+    """One line for each size; far above the valleys nothing is drawn."""
+    top = max(min(run.loss for run in each.values()) for each in tried) + 0.6
+    lines = []
+    for each, title in zip(tried, titles):
+        octaves = [octave for octave in sorted(each) if each[octave].loss < top]
+        lines.append({"x": octaves, "y": [each[octave].loss for octave in octaves], "title": title,
+                      "with": "linespoints lw 2 pt 7 ps 0.7"})
+    return lines
