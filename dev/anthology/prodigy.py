@@ -51,7 +51,7 @@ def main(lab, page, corpora):
     seeds, powers = (1, (-9, -7)) if lab.quick else (3, range(-12, -3))
     growth, lines, results = grow(lab, corpora, early, every)
     plot(page.folder / "prodigy-eta.png", lines,
-         "set logscale y\nset xlabel 'step'\nset ylabel 'eta'\nset key outside bottom\nset format y '1e%L'")
+         "set logscale y\nset xlabel 'step'\nset ylabel 'eta'\nset key bottom right\nset format y '1e%L'")
     races, more = against_constant(lab, corpora, steps, seeds, powers)
     head = ["norm", "batches", "growth a step, median of the linear phase", "eta at the end",
             "largest eta / way travelled before", "checked at"]
