@@ -9,7 +9,7 @@
 //   keller5             5  (3.4445, -4.7750, 2.0315): steep, ends anywhere in 0.68 .. 1.2
 //   polar-express       5  the best that five steps can do from 1e-3 on; X / (1.02 ||X||_F)
 //   polar-express8      8  the same for eight; ends with (15/8, -10/8, 3/8), which converges
-//   cans5               5  odd polynomials of Chebyshev's kind
+//   cans5               5  odd polynomials of Chebyshev's kind; X / (1.01 ||X||_F), see below
 //   you5                5  J. You's schedule
 //   modula6             6  coefficients in 1024ths
 //   aol4                4  short, for the AOL scaling below
@@ -36,6 +36,10 @@
 // have such edges, too. In here nothing gets there: after the division singular values lie in (0, 1]. A
 // schedule that takes some x in (0, 1] below 0 or beyond 1.7, or whose slope at 0 is not positive, is
 // refused.
+//
+// The first polynomials of the optimal schedules are steep at the upper end, too: four of cans5 in a row
+// multiply a change of x near 1 by 1e5, and X of rank one has x = 1, give or take its rounding. Safeties keep
+// away from there; that of cans5 is ours.
 //
 // AOL (almost-orthogonal scaling, Prach & Lampert, arXiv 2208.03160): for the Gram matrix A = X X^T of the
 // smaller side (of the rows, when X is square), X <- diag(s) X / 1.17 with s_i = 1 / sqrt(sum_j |A_ij|), the
