@@ -46,7 +46,8 @@ class Result:
         complete = end and not self.failed
         loss = end[0]["val_loss"] if complete else math.inf
         self.loss = loss if math.isfinite(loss) else math.inf  # on the validation data, after the last step
-        self.seconds = end[0]["train_seconds"] if complete else math.nan
+        # Of the processor, one thread: what else the machine did meanwhile does not count.
+        self.seconds = float(read_text(folder / "cpu_seconds") or "nan") if complete else math.nan
 
     def lines(self, kind):
         return [line for line in self.log if line["type"] == kind]
@@ -57,11 +58,8 @@ class Result:
         return [line["step"] for line in lines], [line[key] for line in lines]
 
     def seconds_at(self, steps):
-        """Seconds of training before each of these steps."""
-        times = [0.0]
-        for line in self.lines("train"):
-            times.append(times[-1] + line["step_ms"] / 1e3)
-        return [times[step] for step in steps]
+        """Seconds of the processor before each of these steps: all steps of a rule take about the same."""
+        return [self.seconds * step / int(self.options["steps"]) for step in steps]
 
     def weights(self, step):
         """{name: (shape, numbers)} of the checkpoint after `step`; needs the option keep."""
@@ -159,14 +157,17 @@ class Lab:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "command").write_text(shlex.join(command) + "\n")
-        done = subprocess.run(command + ["--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        message = done.stderr.strip().replace("train_gpt: error: ", "")
+        process = subprocess.Popen(command + ["--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        message = process.stderr.read().strip().replace("train_gpt: error: ", "")
+        _, status, usage = os.wait4(process.pid, 0)
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        (folder / "cpu_seconds").write_text(str(usage.ru_utime + usage.ru_stime))
         if "keep" not in options:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        if done.returncode == 2 or (done.returncode == 1 and "finite" in message):
-            (folder / "failed").write_text(("refused: " if done.returncode == 2 else "diverged: ") + message)
-        elif done.returncode != 0:
-            raise Stopped(f"{message or 'stopped'} (exit status {done.returncode})\n  {shlex.join(command)} --out {folder}")
+        if code == 2 or (code == 1 and "finite" in message):
+            (folder / "failed").write_text(("refused: " if code == 2 else "diverged: ") + message)
+        elif code != 0:
+            raise Stopped(f"{message or 'stopped'} (exit status {code})\n  {shlex.join(command)} --out {folder}")
 
 
 def words(options):
