@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
@@ -40,28 +41,41 @@ struct Plan {
   }
 };
 
-/// Into how many runs the steps are cut, each with a fresh X and R = X X^T. Rounding leaves an error near
+/// The steps cut into runs, as the end of each, such that the slopes at 0 of all steps of a run but its last
+/// multiply to at most `gain`.
+std::vector<int> cut(const PolarMethod& method, double gain) {
+  std::vector<int> ends;
+  double slope = 1;
+  for (size_t k = 0; k + 1 < method.steps.size(); ++k)
+    if ((slope *= method.steps[k].a) > gain) {
+      ends.push_back(static_cast<int>(k) + 1);
+      slope = 1;
+    }
+  ends.push_back(static_cast<int>(method.steps.size()));
+  return ends;
+}
+
+/// The ends of the runs of steps that begin with a fresh X and R = X X^T each. Rounding leaves an error near
 /// 1e-7 in R (1e-16 in f64), which every step of a run but the last multiplies by up to the square of its
 /// slope at 0. Up to a gain of 150, about 1e-3 of that reaches the result, and only in directions whose
-/// singular value was nearly 0. In f64 a gain of 1000 leaves 1e-10.
-int gram_runs(const PolarMethod& method, DType dtype) {
-  const double most = dtype == DType::f64 ? 1000 : 150;
-  int runs = 1;
-  double gain = 1;
-  for (size_t k = 0; k + 1 < method.steps.size(); ++k)
-    if ((gain *= method.steps[k].a) > most) {
-      ++runs;
-      gain = 1;
-    }
-  return runs;
+/// singular value was nearly 0. In f64 a gain of 1000 leaves 1e-10. As few runs as that takes, of the
+/// smallest gain that so many can have.
+std::vector<int> gram_runs(const PolarMethod& method, DType dtype) {
+  double gain = dtype == DType::f64 ? 1000 : 150;
+  std::vector<int> best = cut(method, gain);
+  for (; gain > 1; gain *= 0.9) {
+    std::vector<int> next = cut(method, gain);
+    if (next.size() > best.size()) break;
+    best = std::move(next);
+  }
+  return best;
 }
 
 /// T steps on one Gram matrix cost 3 m n^2 + (4 T - 3) n^3 multiply-adds (symmetric products at half price),
 /// T steps on X itself (3 m n^2 + n^3) T: less from m > n on, clearly less from here on. (At full price, as
 /// on a GPU, 2 m n^2 + (4 T - 3) n^3 for one run against (2 m n^2 + n^3) T: the same from here on.)
 bool prefer_gram(const PolarMethod& method, DType dtype, int64_t n, int64_t m) {
-  return dtype != DType::bf16 && 2 * m >= 3 * n &&
-         static_cast<int>(method.steps.size()) >= 2 * gram_runs(method, dtype);
+  return dtype != DType::bf16 && 2 * m >= 3 * n && method.steps.size() >= 2 * gram_runs(method, dtype).size();
 }
 
 Plan make_plan(const Context& ctx, const Shape& shape, DType dtype, const PolarMethod& method,
@@ -189,16 +203,22 @@ void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
   const Tensor r = frame.tensor(small, plan.dtype), z = frame.tensor(small, plan.dtype),
                q = frame.tensor(small, plan.dtype), t = frame.tensor(small, plan.dtype);
   Tensor from = frame.tensor(x.shape, plan.dtype), to = x;
-  const int runs = gram_runs(plan.method, plan.dtype);
-  if (runs % 2 == 0) std::swap(from, to);  // so that the last run lands in x
+  const std::vector<int> runs = gram_runs(plan.method, plan.dtype);
+  if (runs.size() % 2 == 0) std::swap(from, to);  // so that the last run lands in x
   start(ctx, plan, from, x);
-  for (int run = 0; run < runs; ++run) {
-    const int first = plan.steps() * run / runs, last = plan.steps() * (run + 1) / runs;
+  int first = 0;
+  for (const int last : runs) {
     gram_of(ctx, plan, r, from);
     apply_small(ctx, plan, to, gram_polynomial(ctx, plan, first, last, r, z, q, t), from, 1, 0);
     std::swap(from, to);
+    first = last;
   }
 }
+
+/// Under the eigenvalues of a Gram matrix whose trace is 1. Its zero directions hold rounding of X, near 1e-7
+/// in f32, which the root multiplies by up to 1 / sqrt(damping).
+constexpr double kNewtonDamping32 = 2e-6, kNewtonDamping64 = 4e-15;
+
 /// X (X^T X)^(-1/2), on the smaller side.
 void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
@@ -206,9 +226,12 @@ void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
                from = frame.tensor(x.shape, plan.dtype);
   start(ctx, plan, from, x);
   gram_of(ctx, plan, root, from);
-  inverse_root(
-      ctx,
-      {.x = root, .a = root, .power = -0.5, .method = RootMethod::newton, .steps = plan.method.newton_steps});
+  inverse_root(ctx, {.x = root,
+                     .a = root,
+                     .power = -0.5,
+                     .method = RootMethod::newton,
+                     .eps = plan.dtype == DType::f64 ? kNewtonDamping64 : kNewtonDamping32,
+                     .steps = plan.method.newton_steps});
   apply_small(ctx, plan, x, root, from, 1, 0);
 }
 

@@ -63,7 +63,7 @@ constexpr Quintic kModula[] = {over_1024(3955, -8306, 5008), over_1024(3735, -66
 constexpr PolarRow kRows[] = {{"keller5", Kind::newton_schulz, kKeller, 5},
                               {"polar-express", Kind::newton_schulz, kPolarExpress, 5, 1.02},
                               {"polar-express8", Kind::newton_schulz, kPolarExpress8, 8},
-                              {"cans5", Kind::newton_schulz, kCans, 5},
+                              {"cans5", Kind::newton_schulz, kCans, 5, 1.01},
                               {"you5", Kind::newton_schulz, kYou, 5},
                               {"modula6", Kind::newton_schulz, kModula, 6},
                               {"aol4", Kind::newton_schulz, kAol, 4, 1.17, true},

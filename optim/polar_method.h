@@ -9,7 +9,7 @@
 //   keller5             5  (3.4445, -4.7750, 2.0315): steep, ends anywhere in 0.68 .. 1.2
 //   polar-express       5  the best that five steps can do from 1e-3 on; X / (1.02 ||X||_F)
 //   polar-express8      8  the same for eight; ends with (15/8, -10/8, 3/8), which converges
-//   cans5               5  odd polynomials of Chebyshev's kind
+//   cans5               5  odd polynomials of Chebyshev's kind; X / (1.01 ||X||_F), see below
 //   you5                5  J. You's schedule
 //   modula6             6  coefficients in 1024ths
 //   aol4                4  short, for the AOL scaling below
@@ -37,6 +37,10 @@
 // schedule that takes some x in (0, 1] below 0 or beyond 1.7, or whose slope at 0 is not positive, is
 // refused.
 //
+// The first polynomials of the optimal schedules are steep at the upper end, too: four of cans5 in a row
+// multiply a change of x near 1 by 1e5, and X of rank one has x = 1, give or take its rounding. Safeties keep
+// away from there; that of cans5 is ours.
+//
 // AOL (almost-orthogonal scaling, Prach & Lampert, arXiv 2208.03160): for the Gram matrix A = X X^T of the
 // smaller side (of the rows, when X is square), X <- diag(s) X / 1.17 with s_i = 1 / sqrt(sum_j |A_ij|), the
 // columns of a tall X likewise. Then ||X||_2 <= 1 / 1.17: diag(s) A diag(s) is similar to diag(s)^2 A, whose
@@ -45,9 +49,10 @@
 // close to it when they nearly are, and something else when they are not. 1.17 is ours: the first polynomial
 // is negative from 0.884 on, so that without it orthogonal rows would come out with the wrong sign.
 //
-// newton squares X, so small directions do not reach 1: x becomes x / sqrt(x^2 + d ||X X^T||_F) with the
-// damping d of inverse_root.h, 2e-6 in f32 and 4e-15 in f64: half-way at 1.4e-3 ||X||_F or below in f32. 30
-// steps reach down to 1e-4 ||X||_F. Zero directions of a rank-deficient X stay zero. Needs f32 at least.
+// newton squares X / ||X||_F and adds d to the eigenvalues, 2e-6 in f32 and 4e-15 in f64, so small directions
+// do not reach 1: x becomes x / sqrt(x^2 + d), 0.7 at x = 1.4e-3 in f32. 30 steps reach down to x = 1e-4.
+// Zero directions of a rank-deficient X stay near zero: rounding in them is multiplied by up to 1 / sqrt(d).
+// Needs f32 at least.
 //
 // sketch: Y = G Omega with a Gaussian Omega of K + 8 columns from a fixed seed; twice Y <- G qr(G^T qr(Y));
 // Q = qr(Y), and the SVD of Q^T G. Exact up to rounding when K + 8 >= min(rows, cols). In f32, singular

@@ -9,10 +9,11 @@
 //   u = sqrt(out / in) P Q^T                         norm rms-rms, close to its dual vector
 //
 // Ahn et al., "Dion: Distributed Orthonormalized Updates", arXiv 2504.05295, without its distribution over
-// devices. rank defaults to min(out, in) / 4, at least 1; at full rank u approaches muon's with ema=0,
-// nesterov=0 as Q settles. A q of zeros, at the beginning or after a B of zeros, starts anew from a random
-// orthonormal basis, the same every time. Asked for a dual norm it reports <B, u>. Waits for a GPU: QR is
-// LAPACK's, on the host, in float64.
+// devices. rank defaults to min(out, in) / 4, at least 1, and is min(out, in) at most; at full rank u
+// approaches that of muon with ema=0, nesterov=0, scale=rms as Q settles. A q of zeros, at the beginning or
+// after a B of zeros, starts anew from a random orthonormal basis, the same every time. Where B has a lower
+// rank than P, the rest of P and Q is noise of length 1, as in the paper. Asked for a dual norm it reports
+// <B, u>. Waits for a GPU: QR is LAPACK's, on the host, in float64.
 #include <algorithm>
 #include <cmath>
 

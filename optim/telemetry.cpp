@@ -80,7 +80,8 @@ int64_t Telemetry::scratch_bytes() const {
   for (const RowStep& row : optimizer_.last_steps()) {
     const Parameter& p = *row.parameter;
     const Shape block = p.is_matrix() ? Shape{p.shape[0] / p.matrices, p.shape[1]} : p.shape;
-    if (!is_spectral(row.norm)) bytes = std::max(bytes, norm_scratch_bytes(ctx_, row.norm, block, DType::f32));
+    if (!is_spectral(row.norm))
+      bytes = std::max(bytes, norm_scratch_bytes(ctx_, row.norm, block, DType::f32));
     if (!has_band(p, row.norm)) continue;
     bytes = std::max(bytes, std::min(block[0], block[1]) <= kExactSide
                                 ? svd_scratch_bytes(ctx_, block[0], block[1])

@@ -72,6 +72,14 @@ inline std::vector<PolarMethod> iterations() {
   return list;
 }
 
+/// What rounding may change. cans5 multiplies relative changes of a singular value by up to 286, near the
+/// upper end of its range; 2e-6 is 16 units in the last place. All others stay within 1e-4.
+template <typename T>
+double rounding_of(const PolarMethod& method) {
+  if (sizeof(T) == 8) return 1e-9;
+  return method.name == "cans5" ? 286 * 2e-6 : 1e-4;
+}
+
 /// ns_outputs and the exact factors of the golden file, with its eps.
 template <typename T>
 void check_expected_polars(UseDevice use) {
@@ -112,7 +120,6 @@ void check_polars_in_float64(UseDevice use) {
   Context ctx;
   use(ctx);
   ctx.scratch.reserve(int64_t{8} << 20);
-  const double tolerance = sizeof(T) == 8 ? 1e-9 : 1e-4;
   uint32_t seed = 1;
   for (const auto& [rows, cols] : {std::pair{12, 12}, {9, 13}, {7, 29}, {16, 64}, {1, 5}, {1, 1}})
     for (PolarMethod method : iterations())
@@ -120,8 +127,9 @@ void check_polars_in_float64(UseDevice use) {
         SCOPED_TRACE(testing::Message() << method.name << " " << rows << " x " << cols << " eps " << eps);
         method.eps = eps;
         const auto g = as<T>(random_matrix(rows, cols, seed++)), turned = g.transposed();
-        EXPECT_LT(deviation(polar_of(ctx, g, method), in_float64(g, method)), tolerance);
-        EXPECT_LT(deviation(polar_of(ctx, turned, method), in_float64(turned, method)), tolerance);
+        EXPECT_LT(deviation(polar_of(ctx, g, method), in_float64(g, method)), rounding_of<T>(method));
+        EXPECT_LT(deviation(polar_of(ctx, turned, method), in_float64(turned, method)),
+                  rounding_of<T>(method));
       }
 }
 

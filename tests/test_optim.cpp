@@ -108,6 +108,16 @@ TEST(Rules, DionIsOfItsRankAndForgetsNothing) {
   EXPECT_EQ(rested.direction().data, u.data);
 }
 
+TEST(Rules, DionOfFullRankBecomesMuon) {
+  const Matrix g = random_matrix(4, 6, 3);
+  RuleDriver dion("dion:rank=4", {Matrix(4, 6)}), muon("spectral:ns=svd,scale=rms", {Matrix(4, 6)});
+  muon.step({g});
+  dion.step({g});
+  EXPECT_GT(deviation(dion.direction(), muon.direction()), 0.1);
+  for (int t = 0; t < 200; ++t) dion.step({g});
+  EXPECT_LT(deviation(dion.direction(), muon.direction()), 1e-4);
+}
+
 // The state, and so the result, of each block is its own: together as apart, in whatever batches.
 TEST(Rules, BlocksDoNotMix) {
   for (const RuleEntry& entry : rule_table())
