@@ -30,6 +30,12 @@ std::vector<Tensor> grads_of(std::span<const Block> blocks);
 /// (N, n, n) at the start of `memory`, for the products of x (N, rows, cols).
 Tensor room_for(const Tensor& memory, const Tensor& x, Side side);
 
+/// Matrices (N, rows, cols) whose Frobenius norm is above 1e18 (f64: 1e150) are scaled down to it, so that
+/// their squares are finite; the others keep their bits, those with a NaN or infinity too.
+void bound(Context& ctx, const Tensor& x);
+/// Scratch of bound() for N matrices of `size` elements.
+int64_t bound_scratch_bytes(int64_t N, int64_t size);
+
 /// products[i] = x[i] x[i]^T, or x[i]^T x[i] on the right. x (N, rows, cols), products (N, n, n).
 void gram(Context& ctx, const Tensor& products, const Tensor& x, Side side);
 

@@ -20,7 +20,7 @@
 // eps is absolute, in units of G^2: where the eigenvalues of L and R are below it the roots are those of eps,
 // and u shrinks with G (grafting gives it its size back). 0 takes pseudo-inverses (root=eigen), which leave
 // out what is below 1e-6 of the largest eigenvalue (f32; inverse_root.h). For accumulate=none eps is relative
-// to ||M||_F^2. Squares of G must fit the dtype: |G| below 1e18 in f32.
+// to ||M||_F^2. A G beyond 1e18 (f32) enters L and R at that size.
 //
 // root=eigen is exact and runs on the host, so that a GPU waits; root=newton is made of products: an exponent
 // -1/p, `steps` iterations. The roots are renewed at step 1 and every `freq` steps after it; in between they
@@ -208,7 +208,8 @@ int64_t Shampoo::batch_bytes(const Context& ctx, const PieceGrid& grid, int64_t 
   const int64_t n = largest_side(grid), size = grid.rows * grid.cols;
   return dtype_bytes(dtype) * pieces * (2 * size + n * n + 2) +
          std::max({inverse_root_scratch_bytes(ctx, {pieces, n, n}, dtype, root_),
-                   row_norms_scratch_bytes(pieces, size), whole_scratch_bytes()});
+                   row_norms_scratch_bytes(pieces, size), bound_scratch_bytes(pieces, size),
+                   whole_scratch_bytes()});
 }
 
 /// How many blocks are taken together.
@@ -312,6 +313,7 @@ void Shampoo::smooth_gradients(Context& ctx, Blocks blocks, const RuleStep& step
 
 void Shampoo::update_factors(Context& ctx, const Batch& batch, const RuleStep& step) const {
   gather_pieces(ctx, batch.x, grads_of(batch.blocks), batch.grid);
+  bound(ctx, batch.x);
   for (const Side side : kSides) {
     if (!has(side, batch.grid)) continue;
     const Tensor products = room_for(batch.factors, batch.x, side);

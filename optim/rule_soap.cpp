@@ -18,7 +18,8 @@
 // and which basis of them is used is rounding's choice (with fewer rows than columns that is so for the first
 // steps, on the right). Where a gradient has nothing in its basis but rounding, about 1e-7 |G| in f32, eps is
 // what keeps that small: it should lie above. The entries of G' / sqrt(v) have size about 1 whatever happens,
-// so u stays bounded. Gradients below 1e-19 have no squares in f32: the bases stay as they are.
+// so u stays bounded. Gradients below 1e-20 have no squares in f32 and
+// leave the bases as they are; those beyond 1e18 enter L and R at that size.
 //
 // v and the bases are in the coordinates of the bases; m is in those of the weight. Bases are computed on the
 // host in float64 (eigen.h), so that a GPU waits at those steps. Asked for a dual norm it reports <m, u>,
@@ -115,7 +116,8 @@ int64_t Soap::batch_bytes(const Context& ctx, const Shape& block, int64_t blocks
     elements += n * n + n;
     host = std::max({host, symmetric_eigen_scratch_bytes(ctx, n), qr_scratch_bytes(ctx, n, n)});
   }
-  return blocks * elements * dtype_bytes(dtype) + std::max(host, whole_scratch_bytes());
+  return blocks * elements * dtype_bytes(dtype) +
+         std::max({host, whole_scratch_bytes(), bound_scratch_bytes(blocks, block.size())});
 }
 
 int64_t Soap::scratch_bytes(const Context& ctx, const Group& group) const {
@@ -231,6 +233,7 @@ void Soap::adam(Context& ctx, Batch& batch, const RuleStep& step) const {
 void Soap::update_factors(Context& ctx, const Batch& batch, const RuleStep& step) const {
   const Shape& shape = batch.blocks[0].grad.shape;
   gather_pieces(ctx, batch.m, grads_of(batch.blocks), batch.grid);
+  bound(ctx, batch.m);
   for (const Side side : kSides) {
     if (!rotates(side, shape)) continue;
     const Tensor& products = batch.bases[static_cast<size_t>(side)];
