@@ -48,7 +48,7 @@ BENCH_PACKAGES := libbenchmark-dev
 CHECK_PACKAGES := clang-format clang-tidy $(BENCH_PACKAGES)
 
 # --------------------------------------------------------------------------------------------------------- targets
-.PHONY: all run test check bench deps format lint help clean gpu-check detect
+.PHONY: all run test check bench deps format lint help clean gpu-check anthology detect
 all: detect train_gpt
 
 help:
@@ -56,6 +56,7 @@ help:
 	@echo 'make run        everything: install, build, get the text, train, plot, sample (4 minutes on 2 cores)'
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
+	@echo 'make anthology  every experiment on norms and rules, with tables and pictures (an hour on 2 cores)'
 	@echo 'make bench      time per phase, rule and operation against the floor of this machine'
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
@@ -88,6 +89,12 @@ bench:
 	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
 	@$(if $(BENCH),,$(BUILD)/dev/bench_rules && $(BUILD)/harness)
+
+# Small models on the CPU, whatever the machine has; ANTHOLOGY=--quick makes everything tiny.
+anthology:
+	@dev/install.sh $(RUN_PACKAGES) python3
+	@$(MAKE) -j$(JOBS) CUDA=0 train_gpt
+	@python3 dev/anthology/anthology.py $(ANTHOLOGY)
 
 gpu-check:
 	@dev/gpu_check.sh $(GPU_CHECK)

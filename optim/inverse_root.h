@@ -4,12 +4,14 @@
 //
 // for every matrix of a batch, by one of two methods.
 //
-// eigen: A = V diag(v) V^T by LAPACK (eigen.h), X = V diag((max(v, 0) + eps)^power) V^T in float64. Any
-// power. Runs on the host, so that a GPU waits. eps is for positive definite A; without it a singular A gives
-// infinities and NaN, unless `pseudo` asks for the pseudo-inverse: eigenvalues up to cutoff times the largest
-// give 0 instead, and a zero A gives zero. The cutoff tells an eigenvalue from rounding in A: 1e-12 for f64;
-// for f32 1e-6, as G G^T rounded to f32 has nothing to say below that, so singular values of G below 1e-3 of
-// the largest count as zero.
+// eigen: A = V diag(v) V^T by LAPACK (eigen.h), X = V diag((max(v, floor) + eps)^power) V^T in float64. Any
+// power. Runs on the host, so that a GPU waits. The floor is -v of the most negative eigenvalue, if there is
+// one (it tells how far rounding has moved the small ones, which a small eps would blow up), and at least
+// (8 u)^(-1/power) of the largest, u as below, so that the elements of X do not lie further apart than the
+// dtype has digits: 1e-24 of it for f32 and power -1/4. A zero A needs eps. For singular A `pseudo` asks for
+// the pseudo-inverse: eigenvalues up to cutoff times the largest give 0 instead, and a zero A gives zero. The
+// cutoff tells an eigenvalue from rounding in A: 1e-12 for f64; for f32 1e-6, as G G^T rounded to f32 has
+// nothing to say below that, so singular values of G below 1e-3 of the largest count as zero.
 //
 // newton: coupled Newton for power = -1/p with p = 1 .. 8 (Higham, Functions of Matrices, chapter 7; Anil et
 // al., arXiv 2002.09018). With z = (1 + p) / (2 ||A||_F), X = z^(1/p) I and M = z A, repeat
@@ -29,9 +31,9 @@
 // Rounding makes tiny eigenvalues negative, and M would run away from I along those. Hence a floor of d
 // ||A||_F under all of them, besides eps, with d = u (1 + sqrt(n) / 4) and u = 1.2e-7 in f32, 2.2e-16 in f64.
 // It also says what can be expected: the error of X is about d ||A||_F / (p v) of its largest element, v the
-// smallest eigenvalue (measured for n = 32 and 512, p = 2 and 4, from ||A||_F / v = 10 to 1e6). In f32 with n
-// = 512 that is 1e-4 at ||A||_F / v = 300 and 1e-2 at 3e4. Where the root multiplies a gradient that A was
-// made of, which is small along the small eigenvalues, it matters less.
+// smallest eigenvalue (an estimate, from how the floor moves v). In f32 with n = 512 that is 1e-4 at
+// ||A||_F / v = 300 and 1e-2 at 3e4. Where the root multiplies a gradient that A was made of, which is small
+// along the small eigenvalues, it matters less.
 //
 // Both: A and X may be the same memory. c A gives c^power X (without eps) down to ||A||_F = 1e-35 in f32. A
 // NaN or infinity makes every element of its own X NaN. A zero A with eps = 0 gives zero by newton. X is

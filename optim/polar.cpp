@@ -214,6 +214,11 @@ void on_gram(Context& ctx, const Plan& plan, const Tensor& x) {
     first = last;
   }
 }
+
+/// Under the eigenvalues of a Gram matrix whose trace is 1. Its zero directions hold rounding of X, near 1e-7
+/// in f32, which the root multiplies by up to 1 / sqrt(damping).
+constexpr double kNewtonDamping32 = 2e-6, kNewtonDamping64 = 4e-15;
+
 /// X (X^T X)^(-1/2), on the smaller side.
 void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
   Scratch::Frame frame(ctx.scratch);
@@ -221,9 +226,12 @@ void by_newton(Context& ctx, const Plan& plan, const Tensor& x) {
                from = frame.tensor(x.shape, plan.dtype);
   start(ctx, plan, from, x);
   gram_of(ctx, plan, root, from);
-  inverse_root(
-      ctx,
-      {.x = root, .a = root, .power = -0.5, .method = RootMethod::newton, .steps = plan.method.newton_steps});
+  inverse_root(ctx, {.x = root,
+                     .a = root,
+                     .power = -0.5,
+                     .method = RootMethod::newton,
+                     .eps = plan.dtype == DType::f64 ? kNewtonDamping64 : kNewtonDamping32,
+                     .steps = plan.method.newton_steps});
   apply_small(ctx, plan, x, root, from, 1, 0);
 }
 

@@ -49,9 +49,10 @@
 // close to it when they nearly are, and something else when they are not. 1.17 is ours: the first polynomial
 // is negative from 0.884 on, so that without it orthogonal rows would come out with the wrong sign.
 //
-// newton squares X, so small directions do not reach 1: x becomes x / sqrt(x^2 + d ||X X^T||_F) with the
-// damping d of inverse_root.h, 2e-6 in f32 and 4e-15 in f64: half-way at 1.4e-3 ||X||_F or below in f32. 30
-// steps reach down to 1e-4 ||X||_F. Zero directions of a rank-deficient X stay zero. Needs f32 at least.
+// newton squares X / ||X||_F and adds d to the eigenvalues, 2e-6 in f32 and 4e-15 in f64, so small directions
+// do not reach 1: x becomes x / sqrt(x^2 + d), 0.7 at x = 1.4e-3 in f32. 30 steps reach down to x = 1e-4.
+// Zero directions of a rank-deficient X stay near zero: rounding in them is multiplied by up to 1 / sqrt(d).
+// Needs f32 at least.
 //
 // sketch: Y = G Omega with a Gaussian Omega of K + 8 columns from a fixed seed; twice Y <- G qr(G^T qr(Y));
 // Q = qr(Y), and the SVD of Q^T G. Exact up to rounding when K + 8 >= min(rows, cols). In f32, singular

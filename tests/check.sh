@@ -59,6 +59,8 @@ check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-c
 check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files 60 1
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
   build/sim/tests/all --gtest_filter='Program.KillAtRandomMoments*'
+check 'all experiments of make anthology, tiny' sh -c \
+  'rm -rf build/anthology && exec python3 dev/anthology/anthology.py --quick --corpus none --out build/anthology'
 check 'format and lint' make lint
 
 echo "$passed passed, $failed failed, $skipped skipped"

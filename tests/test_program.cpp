@@ -285,8 +285,8 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
 TEST_F(Program, PolarShowsBandsAndPicksSteps) {
   const Result all = run({"polar", "--within", "0.05", "--plot", path("all.dat")});
   ASSERT_EQ(all.status, 0) << all.err;
-  for (const char* part : {"keller5", "485", "0.470544 .. 1.202369", "polar-express", "0.846647 .. 1.141127",
-                           "quintic12", "never: 100 steps leave", "all.dat"})
+  for (const char* part : {"keller5", "484.88", "0.470544 .. 1.202369", "polar-express",
+                           "0.846647 .. 1.141127", "quintic12", "never: 100 steps leave", "all.dat"})
     EXPECT_NE(all.out.find(part), std::string::npos) << part << "\n" << all.out;
   const Result one = run({"polar", "--ns", "4x1.5:-0.5", "--least", "0.01", "--plot", path("one.dat")});
   ASSERT_EQ(one.status, 0) << one.err;
@@ -298,7 +298,7 @@ TEST_F(Program, PolarShowsBandsAndPicksSteps) {
   int points = 0;
   for (double x, a, b, c, d; lines >> x >> a >> b >> c >> d; ++points) {
     EXPECT_NEAR(a, 1.5 * x - 0.5 * x * x * x, 1e-7);
-    EXPECT_GE(d, 5 * x > 1 ? 0.8 : 4 * x);
+    EXPECT_GE(d, a);
   }
   EXPECT_EQ(points, 1001);
   expect_error({"polar", "--ns", "svd"}, 2, {"svd", "--ns"});

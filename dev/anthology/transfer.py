@@ -1,0 +1,104 @@
+"""Does the best step size stay where it is when the model grows?"""
+import math
+
+from page import number, panels, picture, table
+from tuning import best, try_octaves, valley
+
+# What the multiplier m multiplies: the step sizes of all roles at once, their ratios kept.
+RECIPES = {
+    "adam": lambda m: {role: f"adam:lr={0.004 * m:.6g}" for role in ("hidden", "embedding", "position", "vector")},
+    "sign": lambda m: {role: f"sign:lr={0.001 * m:.6g}" for role in ("hidden", "embedding", "position", "vector")},
+    "muon (Keller), adam": lambda m: {"hidden": f"muon:lr={0.02 * m:.6g}"} | small("adam", 0.003 * m),
+    "muon (RMS), adam": lambda m: {"hidden": f"muon:scale=rms,lr={0.02 * m:.6g}"} | small("adam", 0.003 * m),
+    "modular": lambda m: modular(m),
+    "modular, masses": lambda m: modular(8 * m) | {"sensitivity": "masses"},
+}
+WHAT = """The loss after {steps} steps of 8 x 64 bytes of the King James Bible against the step size, for widths (2
+layers, 16 channels a head) and depths (64 channels). m multiplies the step sizes of all roles. Six of them a factor 2
+apart, and up to two more where the best would lie at the edge; the best is the lowest point of a parabola through the
+best three. One seed, so a shift of less than about a third of an octave is noise. `modular, masses` also divides the
+steps by sensitivities from masses (`--sensitivity masses`) and starts at 8 times the steps, which are then of about
+the same size."""
+
+
+def small(rule, lr):
+    return {role: f"{rule}:lr={lr:.6g}" for role in ("embedding", "position", "vector")}
+
+
+def modular(m):
+    return {"hidden": f"muon:momentum=0.95,scale=rms,lr={0.02 * m:.6g}", "vector": f"signum:beta=0.9,lr={0.002 * m:.6g}"} | {
+        role: f"colnorm:momentum=0.9,lr={0.02 * m:.6g}" for role in ("embedding", "position")}
+
+
+def main(lab, page, corpora):
+    steps, octaves = (3, range(-1, 2)) if lab.quick else (200, range(-3, 3))
+    widths = [(2, width) for width in ((32, 64) if lab.quick else (32, 64, 128))]
+    depths = [(depth, 64) for depth in ((2, 4) if lab.quick else (2, 4, 8))]
+    base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2,
+                                          "schedule": "wsd:cooldown=0.6"}
+    cases = {(name, size): (options(base, recipe, size), 1) for name, recipe in RECIPES.items()
+             for size in sorted(set(widths + depths))}
+    found = sweep(lab, cases, octaves)
+    names = [name for name in RECIPES if all((name, size) in found for size in widths + depths)]
+    parts, summary = [], {}
+    for what, sizes, values in (("width", widths, [w for _, w in widths]), ("depth", depths, [d for d, _ in depths])):
+        rows = []
+        for name in names:
+            tried = [found[name, size] for size in sizes]
+            low = [valley(each) for each in tried]
+            edge = ["*" if best(each) in (min(each), max(each)) else "" for each in tried]
+            rows.append([name] + [f"{x:.1f}{star}" for x, star in zip(low, edge)] +
+                        [f"{low[-1] - low[0]:+.1f}", number(price(tried[0], tried[-1]), 2)] +
+                        [number(min(run.loss for run in each.values()), 4) for each in tried])
+            summary[f"{what}, {name}"] = {"best": low, "loss": [min(run.loss for run in each.values()) for each in tried]}
+        head = ([what] + [f"best at {x}" for x in values] + ["shift, octaves", "price of keeping"] +
+                [f"loss at {x}" for x in values])
+        parts.append(table(head, rows))
+        grid = [(name, curves([found[name, size] for size in sizes], [f"{what} {x}" for x in values])) for name in names]
+        panels(page.folder / f"transfer-{what}.png", grid, columns=3,
+               settings="set xlabel 'log2 of the multiplier'\nset ylabel 'validation loss'\nset key top center")
+        parts.append(picture(f"loss against step size, by {what}", f"transfer-{what}.png"))
+    note = ("The best step sizes as log2 of m. Price of keeping: how much higher the loss of the largest model is with the best "
+            "step size of the smallest than with its own (nearest of those tried).")
+    page.section("transfer", "Does the step size transfer?", WHAT.format(steps=steps), [note] + parts, summary,
+                 [run for tried in found.values() for run in tried.values()])
+
+
+def options(base, recipe, size):
+    layers, channels = size
+    model = {"model": f"gpt2-nano:layers={layers},channels={channels},heads={channels // 16}"}
+    return lambda m: base | model | recipe(m)
+
+
+def sweep(lab, cases, octaves):
+    """{case: {octave: Result}}; extended where the best is at the edge."""
+    found = {case: {} for case in cases}
+    try_octaves(lab, cases, found, {case: octaves for case in cases}, "transfer")
+    for case in [case for case in cases if any(run.failed.startswith("refused") for run in found[case].values())]:
+        lab.skip(f"transfer, {case[0]}", next(run.failed for run in found[case].values() if run.failed))
+        found.pop(case)
+    for _ in range(0 if lab.quick else 2):
+        beyond = {}
+        for case, tried in found.items():
+            edges = {min(tried): min(tried) - 1, max(tried): max(tried) + 1}
+            beyond[case] = [edges[best(tried)]] if best(tried) in edges else []
+        try_octaves(lab, cases, found, beyond, "transfer, beyond the edge")
+    return found
+
+
+def price(small_model, large):
+    """Loss of the large model at the small one's best step size, above its own best."""
+    wanted = best(small_model)
+    nearest = min(large, key=lambda octave: abs(octave - wanted))
+    return large[nearest].loss - min(run.loss for run in large.values())
+
+
+def curves(tried, titles):
+    """One line for each size; far above the valleys nothing is drawn."""
+    top = max(min(run.loss for run in each.values()) for each in tried) + 0.6
+    lines = []
+    for each, title in zip(tried, titles):
+        octaves = [octave for octave in sorted(each) if each[octave].loss < top]
+        lines.append({"x": octaves, "y": [each[octave].loss for octave in octaves], "title": title,
+                      "with": "linespoints lw 2 pt 7 ps 0.7"})
+    return lines
