@@ -41,6 +41,7 @@
 #include <cmath>
 
 #include "error.h"
+#include "model/kernels/cast.h"
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
 #include "optim/at_once.h"
@@ -103,8 +104,9 @@ class Shampoo final : public Rule {
     Blocks blocks;
     PieceGrid grid;
     int64_t start[2];  // by side: where their factors begin in the tensors of state
-    Tensor x, y;       // (pieces, rows, cols)
+    Tensor x, y;       // (pieces, rows, cols), f64 where wide()
     Tensor factors;    // room for (pieces, n, n)
+    Tensor narrow;     // as x, in the dtype of the gradients; absent where x is
     int64_t pieces() const { return static_cast<int64_t>(blocks.size()) * grid.count(); }
     /// The pieces of block i among all.
     Tensor of_block(const Tensor& all, size_t i) const {
@@ -114,7 +116,11 @@ class Shampoo final : public Rule {
 
   std::vector<StateSpec> state_of_shape(const Shape& block) const;
   void read_root(Keyed& keys);
+  void gather(Context& ctx, const Batch& batch, const Tensor& to, std::span<const Tensor> from) const;
   bool alone() const { return accumulate_ == "none"; }
+  /// Without accumulation the roots belong to a single gradient, whose smallest singular values a Gram matrix
+  /// in float32 would lose: their squares. On the host anyway, it is float64 then.
+  bool wide(DType dtype) const { return alone() && root_ == RootMethod::eigen && dtype == DType::f32; }
   bool keeps_roots() const { return !alone() && freq_ > 1; }
   bool has(Side side, const PieceGrid& grid) const {
     return both_ || (side == Side::left) == (grid.rows <= grid.cols);
@@ -204,9 +210,11 @@ Tensor Shampoo::factor(const Batch& batch, size_t block, Side side, const char* 
 }
 
 /// What for_each_batch() and the operations in it take for a batch of so many pieces.
-int64_t Shampoo::batch_bytes(const Context& ctx, const PieceGrid& grid, int64_t pieces, DType dtype) const {
+int64_t Shampoo::batch_bytes(const Context& ctx, const PieceGrid& grid, int64_t pieces, DType of) const {
   const int64_t n = largest_side(grid), size = grid.rows * grid.cols;
-  return dtype_bytes(dtype) * pieces * (2 * size + n * n + 2) +
+  const DType dtype = wide(of) ? DType::f64 : of;
+  return (wide(of) ? dtype_bytes(of) * pieces * size : 0) +
+         dtype_bytes(dtype) * pieces * (2 * size + n * n + 2) +
          std::max({inverse_root_scratch_bytes(ctx, {pieces, n, n}, dtype, root_),
                    row_norms_scratch_bytes(pieces, size), bound_scratch_bytes(pieces, size),
                    whole_scratch_bytes()});
@@ -234,12 +242,20 @@ void Shampoo::for_each_batch(Context& ctx, Blocks blocks, Body&& body) const {
   int64_t start[2] = {0, 0};
   for (const PieceGrid& grid : pieces_of(first.shape, block_)) {
     Scratch::Frame frame(ctx.scratch);
-    Batch batch{
-        .blocks = blocks, .grid = grid, .start = {start[0], start[1]}, .x = {}, .y = {}, .factors = {}};
+    Batch batch{.blocks = blocks,
+                .grid = grid,
+                .start = {start[0], start[1]},
+                .x = {},
+                .y = {},
+                .factors = {},
+                .narrow = {}};
     const int64_t n = largest_side(grid);
-    batch.x = frame.tensor({batch.pieces(), grid.rows, grid.cols}, first.dtype);
-    batch.y = frame.tensor({batch.pieces(), grid.rows, grid.cols}, first.dtype);
-    batch.factors = frame.tensor({batch.pieces() * n * n}, first.dtype);
+    const Shape pieces{batch.pieces(), grid.rows, grid.cols};
+    const DType dtype = wide(first.dtype) ? DType::f64 : first.dtype;
+    batch.x = frame.tensor(pieces, dtype);
+    batch.y = frame.tensor(pieces, dtype);
+    batch.factors = frame.tensor({batch.pieces() * n * n}, dtype);
+    if (dtype != first.dtype) batch.narrow = frame.tensor(pieces, first.dtype);
     body(batch);
     for (const Side side : kSides) {
       const int64_t length = side_length(side, grid.rows, grid.cols);
@@ -371,13 +387,19 @@ void Shampoo::take_roots(Context& ctx, const Tensor& a) const {
                      .steps = steps_});
 }
 
+/// The pieces of tensors like the gradients, in the dtype of `to`.
+void Shampoo::gather(Context& ctx, const Batch& batch, const Tensor& to, std::span<const Tensor> from) const {
+  gather_pieces(ctx, batch.narrow ? batch.narrow : to, from, batch.grid);
+  if (batch.narrow) cast(ctx, {.y = to, .x = batch.narrow});
+}
+
 /// u of the batch's pieces in the place of M; returns <M, u> if that is asked for.
 double Shampoo::precondition(Context& ctx, const Batch& batch, std::span<const Tensor> grafts,
                              const RuleStep& step) const {
   Scratch::Frame frame(ctx.scratch);
   const Tensor norms = frame.tensor({batch.pieces()}, batch.x.dtype);
   Tensor u = batch.x, spare = batch.y;
-  gather_pieces(ctx, batch.x, grads_of(batch.blocks), batch.grid);
+  gather(ctx, batch, batch.x, grads_of(batch.blocks));
   if (alone()) {  // at size 1, so that no square vanishes
     row_norms(ctx, {.norms = norms, .x = flat(u)});
     scale_rows(ctx, {.y = flat(u), .x = flat(u), .scales = norms, .divide = true});
@@ -399,16 +421,17 @@ double Shampoo::precondition(Context& ctx, const Batch& batch, std::span<const T
   if (!grafts.empty()) {
     row_norms(ctx, {.norms = norms, .x = flat(u)});
     scale_rows(ctx, {.y = flat(u), .x = flat(u), .scales = norms, .divide = true});
-    gather_pieces(ctx, spare, grafts, batch.grid);
+    gather(ctx, batch, spare, grafts);
     row_norms(ctx, {.norms = norms, .x = flat(spare)});
     scale_rows(ctx, {.y = flat(u), .x = flat(u), .scales = norms});
   }
   double dual = 0;
   if (step.measure) {
-    gather_pieces(ctx, spare, grads_of(batch.blocks), batch.grid);
+    gather(ctx, batch, spare, grads_of(batch.blocks));
     dual = dot(ctx, spare, u);
   }
-  scatter_pieces(ctx, u, grads_of(batch.blocks), batch.grid);
+  if (batch.narrow) cast(ctx, {.y = batch.narrow, .x = u});
+  scatter_pieces(ctx, batch.narrow ? batch.narrow : u, grads_of(batch.blocks), batch.grid);
   return dual;
 }
 }  // namespace

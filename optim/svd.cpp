@@ -89,9 +89,10 @@ double svd_polar(Context& ctx, const Tensor& x, const SvdPolar& how) {
   const int64_t m = svd.m, n = svd.n, rank = how.rank > 0 ? how.rank : svd.r;
   double sum = 0;
   std::fill_n(svd.a, m * n, 0.0);  // a's values are spent: it now receives U V^T
+  const double cutoff = how.cutoff > 0 ? how.cutoff : (x.dtype == DType::f64 ? 1e-10 : 1e-6);
   for (int64_t k = 0; k < svd.r; ++k) {
     sum += svd.s[k];
-    if (k >= rank || !(svd.s[k] > how.cutoff * svd.s[0])) continue;
+    if (k >= rank || !(svd.s[k] > cutoff * svd.s[0])) continue;
     for (int64_t j = 0; j < n; ++j) {
       const double v = svd.vt[k + j * svd.r];
       const double* u = svd.u + k * m;

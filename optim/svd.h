@@ -22,8 +22,9 @@ int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols);
 /// `w` (rows, cols), f32 or f64; `values` has min(rows, cols) entries, largest first.
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values);
 struct SvdPolar {
-  int64_t rank = 0;       // at most this many directions; 0: all
-  double cutoff = 1e-10;  // of the largest singular value; f32 matrices carry real ones down to 1e-7
+  int64_t rank = 0;   // at most this many directions; 0: all
+  double cutoff = 0;  // of the largest singular value; 0: 1e-6 for f32, where the rounding of the elements is
+                      // about as large, and 1e-10 for f64
 };
 /// Replaces `x` (rows, cols), f32 or f64, by its polar factor; returns the sum of all singular values.
 double svd_polar(Context& ctx, const Tensor& x, const SvdPolar& how = {});

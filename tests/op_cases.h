@@ -93,6 +93,7 @@ inline std::vector<OpCase> test_cases() {
        {std::pair<int64_t, int64_t>{1, 1}, {1, 33}, {7, 1}, {31, 100}, {130, 259}}) {
     for (bool accumulate : {false, true}) add(bias_backward_case(rows, cols, accumulate));
     for (bool to_float : {false, true}) add(cast_case(rows, cols, to_float));
+    for (bool to_wide : {false, true}) add(cast_wide_case(rows, cols, to_wide));
     add(transpose_case(1, rows, cols));
     for (bool by_rows : {true, false}) {
       add(norms_case(by_rows, rows, cols));

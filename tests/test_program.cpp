@@ -137,7 +137,7 @@ TEST_F(Program, KillAtRandomMomentsAndResume) {
 TEST_F(Program, InterruptWritesACheckpointAndSaysHowToGoOn) {
   prepare();
   const pid_t child = start(train("run", {"--steps", "100000"}));
-  while (read(path("run/log.jsonl")).find("\"train\"") == std::string::npos) usleep(10000);
+  while (read(path("run/log.jsonl")).find("\"type\":\"train\"") == std::string::npos) usleep(10000);
   kill(child, SIGINT);
   const Result result = finish(child);
   EXPECT_EQ(result.status, 130);

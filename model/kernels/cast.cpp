@@ -8,10 +8,11 @@ namespace {
 constexpr int64_t kGrain = 4096;  // elements; a thread with fewer costs more than it helps
 constexpr int64_t kTile = 32;     // rows and columns of a tile, whose cache lines are all used before they go
 
-/// Calls body with a pointer to the tensor's memory: float* or Bf16*.
+/// Calls body with a pointer to the tensor's memory: float*, double* or Bf16*.
 template <typename Body>
 void with_pointer(const Tensor& tensor, Body&& body) {
   if (tensor.dtype == DType::bf16) return body(tensor.bf16());
+  if (tensor.dtype == DType::f64) return body(tensor.f64());
   body(tensor.f32());
 }
 
@@ -20,9 +21,11 @@ To convert(From x) {
   if constexpr (std::is_same_v<To, From>)
     return x;
   else if constexpr (std::is_same_v<To, Bf16>)
-    return to_bf16(x);
-  else
+    return to_bf16(static_cast<float>(x));
+  else if constexpr (std::is_same_v<From, Bf16>)
     return to_float(x);
+  else
+    return static_cast<To>(x);
 }
 }  // namespace
 

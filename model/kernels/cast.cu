@@ -11,6 +11,20 @@ __global__ void __launch_bounds__(kBlock) cast_kernel(To* y, const From* x, int6
   if (i < packs) store_floats<N>(y + i * N, load_floats<N, Caching::stream>(x + i * N));
 }
 
+/// Between f32 and f64: rare, one element a thread.
+template <typename To, typename From>
+__global__ void __launch_bounds__(kBlock) cast_wide_kernel(To* y, const From* x, int64_t n) {
+  const int64_t i = int64_t{blockIdx.x} * kBlock + threadIdx.x;
+  if (i < n) y[i] = static_cast<To>(x[i]);
+}
+
+template <typename To, typename From>
+void cast_wide(Context& ctx, const Cast& args) {
+  const int64_t n = args.x.size();
+  launch(ctx, {.grid = blocks_for(n, kBlock), .block = kBlock}, cast_wide_kernel<To, From>,
+         data_of<To>(args.y), data_of<From>(args.x), n);
+}
+
 // A tile goes through shared memory, so that both sides see whole cache lines. Its rows are one 4-byte bank
 // longer than they need be: then the values of a column lie in different banks.
 constexpr int kTile = 64;
@@ -41,6 +55,11 @@ __global__ void __launch_bounds__(kBlock)
 }  // namespace
 
 void gpu::cast(Context& ctx, const Cast& args) {
+  if (args.x.size() == 0) return;
+  const bool from_wide = args.x.dtype == DType::f64, to_wide = args.y.dtype == DType::f64;
+  if (from_wide && to_wide) return cast_wide<double, double>(ctx, args);
+  if (from_wide) return cast_wide<float, double>(ctx, args);
+  if (to_wide) return cast_wide<double, float>(ctx, args);
   for_float_type(args.x.dtype, [&]<typename From>(From) {
     for_float_type(args.y.dtype, [&]<typename To>(To) {
       const From* x = data_of<From>(args.x);

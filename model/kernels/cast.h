@@ -1,12 +1,12 @@
 // Copies that change how numbers are stored: their type, or their order.
 //
-//   cast        y[i] = x[i], between f32 and bf16 or within one of them
+//   cast        y[i] = x[i], between f32 and bf16, between f32 and f64, or within one of them
 //   transpose   y[i][c][r] = x[i][r][c], for every matrix i of a batch
 //
 // Shapes: cast any, the same for both; transpose x (batch, rows, cols) and y (batch, cols, rows), or both
-// without the batch. dtype f32 or bf16, for transpose the same for both. f32 to bf16 rounds to nearest, ties
-// to even; beyond the largest bf16 it becomes infinite, and a NaN stays one. All else is exact. Aliasing:
-// none. Deterministic.
+// without the batch. transpose: f32 or bf16, the same for both. f32 to bf16 and f64 to f32 round to nearest,
+// ties to even; beyond the largest number they become infinite, and a NaN stays one. All else is exact.
+// Aliasing: none. Deterministic.
 #pragma once
 
 #include "model/kernels/context.h"

@@ -15,6 +15,19 @@ inline OpCase cast_case(int64_t rows, int64_t cols, bool to_float) {
           .bytes = 8.0 * rows * cols};
 }
 
+/// The same between float32 and float64. y is exactly x: the values are float32 numbers.
+inline OpCase cast_wide_case(int64_t rows, int64_t cols, bool to_wide) {
+  const auto dtype = [](bool wide) { return wide ? DType::f64 : DType::f32; };
+  OpCase result = cast_case(rows, cols, to_wide);
+  result.name = case_name("cast", {{"rows", rows}, {"cols", cols}}) + (to_wide ? ",to_f64" : ",from_f64");
+  result.operands = {{.name = "y", .shape = {rows, cols}, .output = true, .dtype = dtype(to_wide)},
+                     {.name = "x", .shape = {rows, cols}, .dtype = dtype(!to_wide)}};
+  result.prepare = [](Values& v) {
+    for (double& x : v["x"]) x = static_cast<float>(x);
+  };
+  return result;
+}
+
 inline OpCase transpose_case(int64_t batch, int64_t rows, int64_t cols) {
   return {.name = case_name("transpose", {{"batch", batch}, {"rows", rows}, {"cols", cols}}),
           .operands = {{.name = "y", .shape = {batch, cols, rows}, .output = true, .half = true},
