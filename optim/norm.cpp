@@ -124,6 +124,9 @@ std::string norm_name(const Norm& norm) {
 }
 
 std::optional<Norm> find_norm(const std::string& name) {
+  if (name == "l2") return Norm{NormKind::frobenius};
+  if (name == "linf") return Norm{NormKind::l1_linf};
+  if (name == "spectral") return Norm{NormKind::l2_l2};
   for (const NormRow& row : kNorms)
     if (name == row.name && row.kind != NormKind::l1_lp && row.kind != NormKind::lp_linf)
       return Norm{row.kind};

@@ -77,7 +77,8 @@ struct Norm {
 std::span<const char* const> norm_names();
 /// "rms-rms", "l1-l1.5"
 std::string norm_name(const Norm& norm);
-/// The norm of that name; nothing when there is none.
+/// The norm of that name; nothing when there is none. Table 1's names are understood, too: l2, linf,
+/// spectral.
 std::optional<Norm> find_norm(const std::string& name);
 /// True for the norms that are a multiple of the largest singular value: their dual vectors are polar
 /// factors.

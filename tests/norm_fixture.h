@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "optim/modular.h"
 #include "optim/norm.h"
 #include "tests/optim_golden.h"
 
@@ -90,4 +91,31 @@ void check_expected_norms(UseDevice use) {
     EXPECT_NEAR(norm_of(ctx, nuclear, g) / sum, 1, tolerance) << example;
     EXPECT_NEAR(dual_of(ctx, nuclear, g) / largest, 1, tolerance) << example;
   }
+}
+
+/// Proposition 7's example: an embedding and a linear layer under one sharpness.
+template <typename T>
+void check_modular_numbers(UseDevice use, double tolerance) {
+  Context ctx;
+  use(ctx);
+  ctx.scratch.reserve(int64_t{1} << 20);
+  const nlohmann::json& numbers = optim_golden().at("modular_norm");
+  const ThereOf<T> embedding(ctx, MatrixOf<T>(numbers.at("G_embed_storage_vocab_x_d")));
+  const ThereOf<T> linear(ctx, MatrixOf<T>(numbers.at("G_linear")));
+  const double s_embedding = numbers.at("s").at("embed"), s_linear = numbers.at("s").at("linear");
+  const ModularTerm terms[] = {{embedding.tensor(), *find_norm("l1-rms"), s_embedding, /*transposed=*/true},
+                               {linear.tensor(), *find_norm("rms-rms"), s_linear, false}};
+  const double eta = numbers.at("eta"), of_update = numbers.at("modular_norm_of_update");
+  EXPECT_NEAR(
+      dual_norm(ctx, terms[0].norm, terms[0].x, true) / numbers.at("dual_norm_embed_l1_to_rms").get<double>(),
+      1, tolerance);
+  EXPECT_NEAR(
+      dual_norm(ctx, terms[1].norm, terms[1].x) / numbers.at("dual_norm_linear_rms_to_rms").get<double>(), 1,
+      tolerance);
+  EXPECT_NEAR(steepest_descent(ctx, terms, numbers.at("sharpness")) / eta, 1, tolerance);
+  EXPECT_LT(deviation(embedding.here(), MatrixOf<T>(numbers.at("dW_embed_storage"))), tolerance);
+  EXPECT_LT(deviation(linear.here(), MatrixOf<T>(numbers.at("dW_linear"))), tolerance);
+  EXPECT_NEAR(modular_norm(ctx, terms) / of_update, 1, tolerance);
+  for (const ModularTerm& term : terms)  // no layer has slack
+    EXPECT_NEAR(term.s * norm(ctx, term.norm, term.x, term.transposed) / eta, 1, tolerance);
 }

@@ -369,17 +369,18 @@ inline void check_zero_gradients(UseDevice use) {
 
 /// Rows, columns, matrices of rank 1, the very small and the very large: every rule finds a direction.
 inline void check_extreme_gradients(UseDevice use) {
-  const std::set<std::string> keeps_products = {"shampoo", "oneside", "soap"};
+  const std::set<std::string> keeps_squares = {"oneside", "prodigy"};  // those of denormal gradients are 0
   for (const RuleEntry& entry : rule_table()) {
-    const auto check = [&](const char* what, const Matrix& w, const Matrix& g, bool transposed) {
+    const auto check = [&](const char* what, const Matrix& w, const Matrix& g, bool transposed,
+                           bool may_stand_still = false) {
       RuleDriver driver(entry.name, {w}, transposed, use);
       for (int t = 0; t < 2; ++t) {
         driver.step({g});
         for (const float u : driver.direction().data)
           ASSERT_TRUE(std::isfinite(u)) << entry.name << ", " << what;
       }
-      EXPECT_GT(inner(driver.direction(), scaled(g, 1 / std::sqrt(inner(g, g)))), 0)
-          << entry.name << ", " << what;
+      const double downhill = inner(driver.direction(), scaled(g, 1 / std::sqrt(inner(g, g))));
+      EXPECT_TRUE(downhill > 0 || (may_stand_still && downhill == 0)) << entry.name << ", " << what;
     };
     for (const bool transposed : {false, true}) {
       const Matrix w = random_matrix(6, 9, 1), g = random_matrix(6, 9, 2);
@@ -388,10 +389,8 @@ inline void check_extreme_gradients(UseDevice use) {
       check("one number", random_matrix(1, 1, 3), random_matrix(1, 1, 4), transposed);
       check("rank 1", w, product(random_matrix(6, 1, 5), random_matrix(1, 9, 6)), transposed);
       check("1e-20", w, scaled(g, 1e-20), transposed);
-      // Products of gradients that are kept in float32 end near 1e38. Clipping keeps gradients far from
-      // there.
-      const bool products = keeps_products.contains(entry.name);
-      check(products ? "1e15" : "1e20", w, scaled(g, products ? 1e15 : 1e20), transposed);
+      check("1e-40, denormal", w, scaled(g, 1e-40), transposed, keeps_squares.contains(entry.name));
+      check("1e20", w, scaled(g, 1e20), transposed);
     }
   }
 }

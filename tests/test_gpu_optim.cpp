@@ -277,6 +277,11 @@ TEST(GpuNorm, SameAsOnTheCpu) {
   check_norms_as_on_the_cpu<double>(1e-12);
 }
 
+TEST(GpuNorm, ModularNumbers) {
+  check_modular_numbers<float>(on_gpu, 2e-6);
+  check_modular_numbers<double>(on_gpu, 1e-9);
+}
+
 TEST(GpuReduce, NormsNeitherOverflowNorVanish) {
   GpuContext ctx;
   for (const auto& [rows, cols] : {std::pair{3, 20}, {2, 10000}, {600, 4}})

@@ -271,9 +271,12 @@ TEST(Norm, NamesRoundTrip) {
   for (const Norm& norm : matrix_norms()) EXPECT_EQ(find_norm(norm_name(norm)), norm);
   EXPECT_EQ(find_norm("l1-linf"), Norm{NormKind::l1_linf});
   EXPECT_EQ(find_norm("l2-l2"), Norm{NormKind::l2_l2});
+  EXPECT_EQ(find_norm("spectral"), Norm{NormKind::l2_l2});
+  EXPECT_EQ(find_norm("l2"), Norm{NormKind::frobenius});
+  EXPECT_EQ(find_norm("linf"), Norm{NormKind::l1_linf});
   EXPECT_EQ(find_norm("l1-l1.0"), (Norm{NormKind::l1_lp, 1}));
   EXPECT_EQ(norm_name({NormKind::l1_lp, 4.0 / 3}), "l1-l1.3333333333333333");
-  for (const char* bad : {"", "-", "l2", "l1-lp", "lp-linf", "l1-l0.5", "l0-linf", "l1-lnan", "l1-linfinity",
+  for (const char* bad : {"", "-", "l3", "l1-lp", "lp-linf", "l1-l0.5", "l0-linf", "l1-lnan", "l1-linfinity",
                           "l1-l2x", "l1-l", "l2-l3", "linf-l1", "l-1-linf", "l1-l1e999"})
     EXPECT_FALSE(find_norm(bad)) << bad;
 }
@@ -310,21 +313,9 @@ TEST(Norm, OnHost) {
     EXPECT_FALSE(on_host(*find_norm(name))) << name;
 }
 
-TEST(Modular, ExpectedNumbers) {  // Proposition 7
-  CpuContext ctx;
-  const json& numbers = optim_golden().at("modular_norm");
-  Matrix embedding(numbers.at("G_embed_storage_vocab_x_d")), linear(numbers.at("G_linear"));
-  const double s_embedding = numbers.at("s").at("embed"), s_linear = numbers.at("s").at("linear");
-  const ModularTerm terms[] = {{embedding.tensor(), *find_norm("l1-rms"), s_embedding, /*transposed=*/true},
-                               {linear.tensor(), *find_norm("rms-rms"), s_linear, false}};
-  const double sharpness = numbers.at("sharpness");
-  const double eta = numbers.at("eta");
-  EXPECT_NEAR(steepest_descent(ctx, terms, sharpness) / eta, 1, 1e-6);
-  EXPECT_LT(deviation(embedding, Matrix(numbers.at("dW_embed_storage"))), 2e-6);
-  EXPECT_LT(deviation(linear, Matrix(numbers.at("dW_linear"))), 2e-6);
-  EXPECT_NEAR(modular_norm(ctx, terms) / numbers.at("modular_norm_of_update").get<double>(), 1, 1e-6);
-  for (const ModularTerm& term : terms)  // no layer has slack
-    EXPECT_NEAR(term.s * norm(ctx, term.norm, term.x, term.transposed) / eta, 1, 1e-6);
+TEST(Modular, ExpectedNumbers) {
+  check_modular_numbers<float>(on_cpu, 2e-6);
+  check_modular_numbers<double>(on_cpu, 1e-9);
 }
 
 TEST(Modular, ScalingTheSensitivities) {  // s -> c s: eta -> eta / c, dW -> dW / c^2

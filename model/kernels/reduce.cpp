@@ -176,11 +176,12 @@ void norms_of_cols(Context& ctx, const ColNorms& args) {
   });
 }
 
-/// What to multiply with: factor s, or factor / s and 0 where s is 0.
 template <typename T>
-inline T multiplier(T scale, T factor, bool divide) {
-  if (!divide) return factor * scale;
-  return scale == T(0) ? T(0) : factor / scale;
+inline Multiplier<T> multiplier(T scale, T factor, bool divide) {
+  if (!divide) return {1, factor * scale};
+  if (scale == T(0)) return {1, 0};
+  const T lift = scale < 1 / Multiplier<T>::kLift ? Multiplier<T>::kLift : T(1);
+  return {lift, factor / (scale * lift)};
 }
 
 template <typename T>
@@ -192,9 +193,9 @@ void scale_by_rows(Context& ctx, const ScaleRows& args) {
   const bool divide = args.divide;
   parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const T scale = multiplier(scales[r], factor, divide);
+      const auto [lift, scale] = multiplier(scales[r], factor, divide);
 #pragma omp simd
-      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * scale;
+      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * lift * scale;
     }
   });
 }
@@ -211,7 +212,10 @@ void scale_by_cols(Context& ctx, const ScaleCols& args) {
       const T* from = x + r * cols;
       T* to = y + r * cols;
 #pragma omp simd
-      for (int64_t c = 0; c < cols; ++c) to[c] = from[c] * multiplier(scales[c], factor, divide);
+      for (int64_t c = 0; c < cols; ++c) {
+        const Multiplier<T> by = multiplier(scales[c], factor, divide);
+        to[c] = from[c] * by.lift * by.scale;
+      }
     }
   });
 }

@@ -249,6 +249,14 @@ struct Scaling {
   bool divide, by_rows;
 };
 
+template <typename T>
+__device__ __forceinline__ Multiplier<T> multiplier(T scale, T factor, bool divide) {
+  if (!divide) return {1, factor * scale};
+  if (scale == 0) return {1, 0};
+  const T lift = scale < 1 / Multiplier<T>::kLift ? Multiplier<T>::kLift : T(1);
+  return {lift, factor / (scale * lift)};
+}
+
 /// N elements per thread, all in one row: N > 1 divides cols.
 template <typename T, int N>
 __global__ void __launch_bounds__(kChunkThreads)
@@ -260,8 +268,8 @@ __global__ void __launch_bounds__(kChunkThreads)
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     const Real<T> scale = scales[how.by_rows ? row : col + k];
-    const Real<T> multiplier = !how.divide ? how.factor * scale : (scale == 0 ? 0 : how.factor / scale);
-    pack.v[k] = from_real<T>(to_real(pack.v[k]) * multiplier);
+    const Multiplier<Real<T>> by = multiplier(scale, how.factor, how.divide);
+    pack.v[k] = from_real<T>(to_real(pack.v[k]) * by.lift * by.scale);
   }
   store<T, N>(y + i, pack);
 }
