@@ -164,6 +164,8 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
   if (!json.contains("identity") || !json["identity"].is_object()) throw damaged("identity");
   for (const auto& [key, value] : identity.items()) {
     const nlohmann::json& saved = json["identity"].contains(key) ? json["identity"][key] : nlohmann::json();
+    // An option that the program did not have when it wrote this, and that is not used now.
+    if (saved.is_null() && (value.empty() || value == "" || value == 0)) continue;
     if (saved != value)
       throw RunError(
           fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
