@@ -36,7 +36,7 @@ sanitized() {
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
   make -j"$jobs" DEVICE=sim BUILD=build/tsan OPT='-O1 -march=native' EXTRA=-fsanitize=thread \
-    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
+    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp model/parameters.cpp model/config.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
     TEST_SOURCES="tests/test_executor_races.cu tests/test_wrappers.cu tests/test_hopper.cu dev/lab/gemm_wgmma.cu
       tests/test_gpu_ops.cpp tests/test_gpu_attention.cpp" build/tsan/tests/all
