@@ -45,9 +45,11 @@ races='ExecutorRaces.*:Wrappers.*:Hopper.*:GpuBf16.*:GpuF32.*T=3,C=16*:GpuF32.li
 too_large='*T=11,C=*:*T=4150*:*rows=700*:*C=1032*:*C=6152*'
 # Eight steps of one rule through the CUDA path see as much of memory as those of seven.
 repeats='*Trajectories*accum2Gpu:*Trajectories*clipGpu:*Trajectories*signsgdGpu:*Trajectories*svdGpu:*Trajectories*modularGpu'
+# Long runs of the same code as the tests of single rules and norms.
+long_runs='*MeasuredStepsHaveTheSameBits/Gpu:ShampooInModels.*:GpuOptimizer.NonFinite*:Escape.Resumes*:*ProgramNorms*:QkClipOnGpu*'
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
-  --gtest_filter="-Program*:$repeats"
+  --gtest_filter="-Program*:$repeats:$long_runs"
 # That the two devices agree is shown without sanitizers; resuming takes the same path here.
 check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
   TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*'

@@ -31,7 +31,7 @@ def modular(m):
 
 
 def main(lab, page, corpora):
-    steps, octaves = (3, range(-1, 2)) if lab.quick else (200, range(-3, 3))
+    steps, octaves = (3, range(-1, 2)) if lab.quick else (120, range(-3, 3))
     widths = [(2, width) for width in ((32, 64) if lab.quick else (32, 64, 128))]
     depths = [(depth, 64) for depth in ((2, 4) if lab.quick else (2, 4, 8))]
     base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2,
