@@ -193,9 +193,9 @@ void scale_by_rows(Context& ctx, const ScaleRows& args) {
   const bool divide = args.divide;
   parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const auto [lift, scale] = multiplier(scales[r], factor, divide);
+      const Multiplier<T> by = multiplier(scales[r], factor, divide);
 #pragma omp simd
-      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * lift * scale;
+      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * by.lift * by.scale;
     }
   });
 }
