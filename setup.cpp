@@ -149,6 +149,13 @@ nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,
           {"options", to_json(options)}};
 }
 
+namespace {
+/// How an option that is not used looks: nothing, "", [] or 0.
+bool is_unused(const nlohmann::json& value) {
+  return value.is_string() ? value.get_ref<const std::string&>().empty() : value.empty() || value == 0;
+}
+}  // namespace
+
 RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity,
                          const std::string& folder) {
   const std::string file = folder + "/state.json";
@@ -165,7 +172,7 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
   for (const auto& [key, value] : identity.items()) {
     const nlohmann::json& saved = json["identity"].contains(key) ? json["identity"][key] : nlohmann::json();
     // An option that the program did not have when it wrote this, and that is not used now.
-    if (saved.is_null() && (value.empty() || value == "" || value == 0)) continue;
+    if (saved.is_null() && is_unused(value)) continue;
     if (saved != value)
       throw RunError(
           fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
