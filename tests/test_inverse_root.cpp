@@ -163,7 +163,10 @@ void check_eigen(const Setting& setting) {
     for (const double scale : {1.0, 1e-20, 1e20}) {
       SCOPED_TRACE(testing::Message() << n << " scaled " << scale);
       std::vector<double> expected;  // negative ones, and equal ones
-      for (int64_t i = 0; i < n; ++i) expected.push_back(static_cast<double>(i / 2) - 3);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t pair = i / 2;  // every eigenvalue twice
+        expected.push_back(static_cast<double>(pair) - 3);
+      }
       const Dense a = bench.rounded(scaled(symmetric(expected, 5), scale));
       const Tensor vectors = bench.put(a), values = bench.room({n});
       symmetric_eigen(bench.ctx, {.values = values, .vectors = vectors, .a = vectors});

@@ -99,7 +99,7 @@ double accuracy(const FourLines& matrix) {
 }  // namespace
 
 TEST(Lines, DualsHaveUnitNormAndAttainTheNorm) {
-  everywhere([](Context& ctx, FourLines matrix, double q) {
+  everywhere([](Context& ctx, const FourLines& matrix, double q) {
     const Numbers norms = matrix.norms(ctx, q), duals = matrix.duals(ctx, q);
     FourLines dual = matrix;
     dual.x = duals;
@@ -136,7 +136,7 @@ TEST(Lines, ZerosNaNsAndInfinitiesStayInTheirLines) {
 
 // By a power of two, so that the lines have the same digits.
 TEST(Lines, TinyAndHugeEntriesNeitherVanishNorOverflow) {
-  everywhere([](Context& ctx, FourLines matrix, double q) {
+  everywhere([](Context& ctx, const FourLines& matrix, double q) {
     const Numbers norms = matrix.norms(ctx, q), duals = matrix.duals(ctx, q);
     const bool wide = matrix.dtype == DType::f64;
     for (const int shift : {wide ? -1000 : -66, wide ? 1000 : 100}) {  // 2^-66 and 2^100: 1e-20 and 1e30
