@@ -10,8 +10,8 @@
 // Instead of a schedule, the step size may come from the gradients: by a sharpness (Proposition 7) or by the
 // escape velocity (Prodigy, eq. 28, for any norm). Both need to know what was dualized: Measured.
 //
-// To add one: copy rule_sign.cpp, add one line to the table in rule.cpp. That is all; options, state,
-// checkpoints, `info` and the tests that run over all rules follow from the table.
+// To add one: copy rule_lion.cpp, add one line to the table in rule.cpp (dev/new_rule_or_norm.md). That is
+// all; options, state, checkpoints, `info` and the tests that run over all rules follow from the table.
 #pragma once
 
 #include <cstdint>

@@ -15,6 +15,16 @@
 #include "optim/update.h"
 #include "tests/optim_golden.h"
 
+/// What make_rule says of a text that it refuses; empty when it does not.
+inline std::string rule_message(const std::string& text) {
+  try {
+    make_rule("--hidden", text);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "";
+}
+
 /// A rule on matrices of one shape, outside any model; the step is the optimizer's. The matrices lie one
 /// after the other, so that those of odd sizes begin anywhere.
 template <typename T>

@@ -111,6 +111,13 @@ inline void on_cpu(Context& ctx) {
   use_cpu(ctx, 2);
 }
 
+/// The CPU, and the GPU or the executor where this binary has one.
+inline std::vector<UseDevice> both_devices() {
+  std::vector<UseDevice> list = {on_cpu};
+  if (kHaveGpu) list.push_back([](Context& ctx) { use_gpu(ctx, 0, DType::f32); });
+  return list;
+}
+
 /// Takes values to where ctx computes, in the tensor's dtype, and brings them back.
 template <typename T>
 void upload(Context& ctx, const Tensor& to, const MatrixOf<T>& from) {

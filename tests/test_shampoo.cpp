@@ -11,13 +11,6 @@
 #include "tests/optim_fixture.h"
 
 namespace {
-void on_gpu(Context& ctx) {
-  use_gpu(ctx, 0, DType::f32);
-}
-std::vector<UseDevice> devices() {
-  if (kHaveGpu) return {on_cpu, on_gpu};
-  return {on_cpu};
-}
 
 /// f32 and f64, with the tolerance for results that go through roots.
 template <typename T>
@@ -27,7 +20,7 @@ struct Number {
 };
 template <typename Body>
 void in_both_dtypes(Body&& body) {
-  for (const UseDevice use : devices()) {
+  for (const UseDevice use : both_devices()) {
     SCOPED_TRACE(use == on_cpu ? "cpu" : "gpu");
     {
       SCOPED_TRACE("f32");
@@ -374,7 +367,7 @@ TEST(Shampoo, RootsAreRenewedEveryFreqSteps) {
 }
 
 TEST(Shampoo, AccumulationAndGraftingChangeSizes) {
-  for (const UseDevice use : devices()) {
+  for (const UseDevice use : both_devices()) {
     const Matrix64 g = normal(5, 8, 1);
     // The sum grows, so that steps shrink like t^-1/2; the corrected mean stays.
     const auto sums =
@@ -424,7 +417,7 @@ TEST(Shampoo, SpecialGradients) {
 }
 
 TEST(Shampoo, ManyBlocksInTheScratchThatIsPublished) {
-  for (const UseDevice use : devices())
+  for (const UseDevice use : both_devices())
     for (const std::string rule :
          {"shampoo:block=16,freq=1", "shampoo:root=newton,graft=sgd", "oneside:block=20",
           "shampoo:accumulate=none,graft=none", "soap:freq=1", "soap:max_side=24"}) {
@@ -461,7 +454,7 @@ TEST(Soap, SameAsAnOracle) {
 
 // Rotating the gradients rotates the directions; Adam's depend on the coordinates.
 TEST(Soap, KnowsNoCoordinates) {
-  for (const UseDevice use : devices()) {
+  for (const UseDevice use : both_devices()) {
     const Matrix64 P = orthonormal(normal(6, 6, 1)), Q = orthonormal(normal(6, 6, 2));
     const auto gradients = normals(5, 6, 6, 80);
     std::vector<Matrix64> rotated;
@@ -500,150 +493,14 @@ TEST(Soap, IsAdamOnDiagonalGradients) {
   });
 }
 
-namespace {
-/// Everywhere where there are matrices, with pieces of several sizes.
-std::vector<OptimizerOptions> in_models() {
-  std::vector<OptimizerOptions> list;
-  for (const char* rule :
-       {"shampoo:freq=3,block=12", "shampoo:freq=2,root=newton", "shampoo:freq=1,accumulate=sum",
-        "shampoo:accumulate=none", "oneside", "soap:freq=2"})
-    list.push_back(everywhere(rule, "sgd:momentum=0.9"));
-  return list;
-}
-void copy_to(SmallModel& to, SmallModel& from) {
-  for (size_t i = 0; i < from.table.rows().size(); ++i)
-    upload(to.ctx, to.table.rows()[i].value, download(from.ctx, from.table.rows()[i].value));
-  const auto sources = from.optimizer.state(), targets = to.optimizer.state();
-  ASSERT_EQ(sources.size(), targets.size());
-  for (size_t i = 0; i < sources.size(); ++i) {
-    ASSERT_EQ(sources[i].name, targets[i].name);
-    upload(to.ctx, targets[i].value, download(from.ctx, sources[i].value));
-  }
-}
-}  // namespace
-
-TEST(ShampooInModels, ResumeIsBitwise) {
-  for (const UseDevice use : devices())
-    for (const OptimizerOptions& options : in_models()) {
-      SCOPED_TRACE(options.rules.at(Role::hidden));
-      SmallModel whole(options, use, 15), first(options, use, 15), second(options, use, 15);
-      for (int64_t t = 0; t < 4; ++t) whole.step(t);
-      for (int64_t t = 0; t < 2; ++t) first.step(t);
-      copy_to(second, first);
-      for (int64_t t = 2; t < 4; ++t) second.step(t);
-      EXPECT_EQ(whole.weights(), second.weights());
-      EXPECT_EQ(whole.state(), second.state());
-    }
-}
-
-TEST(ShampooInModels, NonFiniteGradientChangesNothing) {
-  for (const UseDevice use : devices())
-    for (const OptimizerOptions& options : in_models()) {
-      SCOPED_TRACE(options.rules.at(Role::hidden));
-      SmallModel model(options, use, 15);
-      model.step(0);
-      const auto weights = model.weights(), state = model.state();
-      const Tensor poisoned = model.table.at("h.1.mlp.c_fc.weight").grad;
-      for (const int64_t t : {2, 3}) {  // roots and bases would be renewed
-        model.set_gradients(t);
-        Matrix grad = download(model.ctx, poisoned);
-        grad.data[5] = std::nanf("");
-        upload(model.ctx, poisoned, grad);
-        model.optimizer.step(t, 20);
-        EXPECT_EQ(model.weights(), weights);
-        EXPECT_EQ(model.state(), state);
-      }
-      EXPECT_THROW(model.optimizer.report(), RunError);
-      model.step(4);
-      for (const float w : model.weights()) ASSERT_TRUE(std::isfinite(w));
-    }
-}
-
-TEST(ShampooInModels, ClippingScalesGradients) {
-  for (const UseDevice use : devices())
-    for (const char* rule :
-         {"shampoo:eps=1e-6,freq=1", "oneside:graft=sgd,eps=1e-6", "soap:eps=1e-3,max_side=16",
-          "shampoo:accumulate=sum,graft=none,freq=2,eps=1e-6"}) {
-      SCOPED_TRACE(rule);
-      OptimizerOptions options = everywhere(rule, "sgd");
-      for (auto& [role, text] : options.rules)
-        if (role != Role::hidden) text = "sgd";
-      options.schedule = parse_schedule("--schedule", "constant");
-      SmallModel plain(options, use);
-      options.grad_clip = 0.05;
-      SmallModel clipped(options, use);
-      for (int64_t t = 0; t < 4; ++t) {
-        const StepReport report = clipped.step(t);
-        plain.set_gradients(t);
-        for (const Parameter& p : plain.table)
-          upload(plain.ctx, p.grad,
-                 scaled(download(plain.ctx, p.grad), static_cast<float>(report.clip_scale)));
-        plain.optimizer.step(t, 20);
-      }
-      const auto a = plain.weights(), b = clipped.weights();
-      for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 2e-5);
-    }
-}
-
-TEST(ShampooInModels, StateIsNamed) {
-  const auto shape_of = [](SmallModel& model, const std::string& name) {
-    for (const NamedTensor& tensor : model.optimizer.state())
-      if (tensor.name == name) return tensor.value.shape;
-    return Shape{};
-  };
-  SmallModel shampoo(everywhere("shampoo", "sgd"));
-  EXPECT_EQ(shape_of(shampoo, "h.0.mlp.c_fc.weight.L"), (Shape{64, 64}));
-  EXPECT_EQ(shape_of(shampoo, "h.0.mlp.c_fc.weight.R_root"), (Shape{16, 16}));
-  EXPECT_EQ(shape_of(shampoo, "h.0.attn.c_attn.weight.R"), (Shape{48, 16}));  // three matrices
-  SmallModel cut(everywhere("shampoo:block=24,freq=1", "sgd"));
-  EXPECT_EQ(shape_of(cut, "h.0.mlp.c_fc.weight.L"), (Shape{24 * 24 * 2 + 16 * 16}));
-  EXPECT_EQ(shape_of(cut, "h.0.mlp.c_fc.weight.R"), (Shape{3 * 16 * 16}));
-  EXPECT_EQ(shape_of(cut, "h.0.mlp.c_fc.weight.L_root"), Shape{});
-  SmallModel one(everywhere("oneside", "sgd"));
-  EXPECT_EQ(shape_of(one, "h.0.mlp.c_fc.weight.L"), Shape{});
-  EXPECT_EQ(shape_of(one, "h.0.mlp.c_fc.weight.R"), (Shape{16, 16}));
-  SmallModel soap(everywhere("soap:max_side=32", "sgd"));
-  EXPECT_EQ(shape_of(soap, "h.0.mlp.c_fc.weight.L_basis"), Shape{});
-  EXPECT_EQ(shape_of(soap, "h.0.mlp.c_fc.weight.R_basis"), (Shape{16, 16}));
-}
-
-// Only roots by products leave the steps to the GPU; then they may be captured, also where some do more than
-// others.
-TEST(ShampooInModels, StepsAsGraphs) {
-  for (const UseDevice use : devices()) {
-    EXPECT_FALSE(SmallModel(everywhere("shampoo", "sgd"), use).optimizer.capturable());
-    EXPECT_FALSE(SmallModel(everywhere("soap", "sgd"), use).optimizer.capturable());
-    const OptimizerOptions options = everywhere("shampoo:root=newton,freq=2,block=12", "sgd");
-    SmallModel direct(options, use, 15), captured(options, use, 15);
-    EXPECT_TRUE(captured.optimizer.capturable());
-    StepGraph graph(captured.ctx, captured.optimizer.capturable());
-    for (int64_t t = 0; t < 5; ++t) {
-      captured.set_gradients(t);
-      graph.run([&] { captured.optimizer.step(t, 20); });
-      captured.optimizer.report(captured.optimizer.mark());
-      direct.step(t);
-    }
-    EXPECT_EQ(captured.weights(), direct.weights());
-    EXPECT_EQ(captured.state(), direct.state());
-  }
-}
-
 TEST(Shampoo, Messages) {
-  const auto message = [](const std::string& text) -> std::string {
-    try {
-      make_rule("--hidden", text);
-    } catch (const UsageError& error) {
-      return error.what();
-    }
-    return "";
-  };
-  EXPECT_NE(message("shampoo:root=newton,exponent=-0.3").find("root=eigen"), std::string::npos);
-  EXPECT_EQ(message("shampoo:root=newton,exponent=-0.5,steps=20"), "");
-  EXPECT_NE(message("shampoo:steps=20"), "");                // of newton
-  EXPECT_NE(message("shampoo:accumulate=none,freq=2"), "");  // nothing to keep
-  EXPECT_NE(message("shampoo:graft=none,graft_beta2=0.9"), "");
-  EXPECT_NE(message("shampoo:exponent=0.25"), "");
-  EXPECT_NE(message("soap:freq=0"), "");
+  EXPECT_NE(rule_message("shampoo:root=newton,exponent=-0.3").find("root=eigen"), std::string::npos);
+  EXPECT_EQ(rule_message("shampoo:root=newton,exponent=-0.5,steps=20"), "");
+  EXPECT_NE(rule_message("shampoo:steps=20"), "");                // of newton
+  EXPECT_NE(rule_message("shampoo:accumulate=none,freq=2"), "");  // nothing to keep
+  EXPECT_NE(rule_message("shampoo:graft=none,graft_beta2=0.9"), "");
+  EXPECT_NE(rule_message("shampoo:exponent=0.25"), "");
+  EXPECT_NE(rule_message("soap:freq=0"), "");
   EXPECT_EQ(make_rule("--hidden", "oneside")->weight_decay(), 0.1);
   EXPECT_EQ(make_rule("--hidden", "oneside:wd=0")->weight_decay(), 0);
   EXPECT_EQ(make_rule("--hidden", "shampoo")->describe(), "l2-l2, smoothed by L and R");
