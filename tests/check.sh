@@ -29,7 +29,7 @@ check() {
 # CUDA half. One thread order is enough to see a bad address. The BLAS of LAPACK is not ours; leaks are checked.
 sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all'
 sanitized() {
-  make -j"$jobs" DEVICE=sim BUILD=build/asan OPT='-O1 -march=native' EXTRA="$sanitize" build/asan/train_gpt \
+  make -j"$jobs" DEVICE=sim BUILD=build/asan OPT='-O1 -march=native' TEST_OPT=-O0 EXTRA="$sanitize" build/asan/train_gpt \
     build/asan/tests/all build/asan/tests/fuzz_files
 }
 # The thread sanitizer over the executor is a racecheck of the CUDA halves: missing barriers, with both source lines. It is
@@ -47,6 +47,8 @@ too_large='*T=11,C=*:*T=4150*:*rows=700*:*C=1032*:*C=6152*'
 repeats='*Trajectories*accum2Gpu:*Trajectories*clipGpu:*Trajectories*signsgdGpu:*Trajectories*svdGpu:*Trajectories*modularGpu'
 # Long runs of the same code as the tests of single rules and norms.
 long_runs='*MeasuredStepsHaveTheSameBits/Gpu:ShampooInModels.*:GpuOptimizer.NonFinite*:Escape.Resumes*:*ProgramNorms*:QkClipOnGpu*'
+check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/gtest.sh build/sim/tests/all \
+  --gtest_filter='Program.*-*Kill*'
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"

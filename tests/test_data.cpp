@@ -390,7 +390,7 @@ TEST_F(Data, PrepareSplitsDocumentsAndValidation) {
 
 TEST_F(Data, PrepareTakesWholeDocumentsUntilTheFraction) {
   std::string text;
-  for (int i = 0; i < 10; ++i) text += std::string(10, static_cast<char>('a' + i)) + "\n<|endoftext|>\n";
+  for (int i = 0; i < 10; ++i) text.append(10, static_cast<char>('a' + i)).append("\n<|endoftext|>\n");
   write_file("a.txt", text);
   const auto val_of = [&](double fraction) {
     prepare({.texts = {path("a.txt")}, .out = path("out"), .val_fraction = fraction});

@@ -161,8 +161,12 @@ const std::vector<Maker>& makers() {
        [](Sizes& s, V v) {
          return attention_backward_case(s["B"], s["T"], s["NH"], s["HS"], pick(v, attention_backward));
        }},
-      {{"cast", "rows,cols", "to_float"},
-       [](Sizes& s, V) { return cast_case(s["rows"], s["cols"], s.word("to_float")); }},
+      {{"cast", "rows,cols", "to_float to_f64 from_f64"},
+       [](Sizes& s, V) {
+         const bool to_f64 = s.word("to_f64"), from_f64 = s.word("from_f64");
+         return to_f64 || from_f64 ? cast_wide_case(s["rows"], s["cols"], to_f64)
+                                   : cast_case(s["rows"], s["cols"], s.word("to_float"));
+       }},
       {{"transpose", "batch,rows,cols", ""},
        [](Sizes& s, V) { return transpose_case(s["batch"], s["rows"], s["cols"]); }},
       {{"sums_of_squares", "count,n", ""},
@@ -258,6 +262,7 @@ OpCase make_case(const std::string& op, const std::string& sizes, const AnyOp* c
   if (maker == nullptr) throw std::runtime_error("unknown operation, '" + op + "', see --list");
   Sizes parsed(sizes);
   OpCase made = maker->make(parsed, candidate);
+  if (parsed.word("f64") && made.name.find(",f64") == std::string::npos) made = in_float64(made);
   parsed.expect_all_used();
   return made;
 }
