@@ -18,6 +18,11 @@ struct NamedTensor {
   Tensor value;              // f32, bf16, i32 or f64
   bool transposed = false;   // on disk a matrix (rows, cols) becomes (cols, rows)
   Context* where = nullptr;  // whose memory `value` lies in; null: the host's
+  // With several ranks a tensor comes in pieces: `value` is rows [first_row, first_row + value's rows),
+  // counted before transposing, of a tensor with all_rows of them. A piece of another rank has its shape and
+  // no data.
+  int64_t first_row = 0;
+  int64_t all_rows = -1;  // -1: `value` is the whole
 };
 
 /// A file that is read in place. Everything in the header is checked when it is opened: RunError with file

@@ -75,6 +75,14 @@ int64_t Rule::scratch_bytes(const Context&, const Group&) const {
   return 0;
 }
 
+bool Rule::rows_apart(const Group&) const {
+  return false;
+}
+
+double Rule::work(const Group& group) const {
+  return 20.0 * static_cast<double>(group.shape.size());  // some arithmetic per entry
+}
+
 Measured Rule::prepare(Context&, Group&, const RuleStep&) const {
   return {};
 }

@@ -104,6 +104,12 @@ class Rule {
   virtual bool waits() const { return false; }
   /// True when direction() can move the weights in the same pass over memory: see RuleStep::apply.
   virtual bool fuses() const { return false; }
+  /// True when, in such a group, the direction of every row of storage and all state of that row depend on
+  /// that row alone, and the dual norm of the whole is the sum of the rows': a block may then be cut between
+  /// rows, a rank owning each part.
+  virtual bool rows_apart(const Group& group) const;
+  /// FLOPs of one step on one block: what ranks share out evenly (owners.h).
+  virtual double work(const Group& group) const;
   /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
   /// multiplied by the velocity.
   virtual std::optional<EscapeOptions> escapes() const { return std::nullopt; }

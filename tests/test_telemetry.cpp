@@ -310,11 +310,7 @@ TEST_P(TelemetryOn, EqualStepsUnderProposition7) {
 
 TEST_P(TelemetryOn, MeasuredStepsHaveTheSameBits) {
   std::vector<OptimizerOptions> list = all_options();
-  for (const RuleEntry& rule : rule_table()) {
-    const bool vectors = !make_rule("--vector", rule.name)->matrices_only();
-    list.push_back(everywhere(rule.name, vectors ? rule.name : "sign"));
-    list.back().grad_clip = 0.1;
-  }
+  for (size_t i = 0; i < list.size(); i += 2) list[i].grad_clip = 0.1;
   for (const OptimizerOptions& options : list) {
     SCOPED_TRACE(options.rules.at(Role::hidden));
     SmallModel plain(options, use()), watched(options, use());

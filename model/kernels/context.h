@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "model/kernels/comm.h"
 #include "model/kernels/profile.h"
 #include "model/kernels/tensor.h"
 
@@ -136,6 +137,7 @@ struct Context {
   int threads = 1;                      // OpenMP threads of one operation
   std::shared_ptr<gpu::Device> device;  // null on the CPU
   Scratch scratch{*this};
+  std::shared_ptr<Comm> comm = std::make_shared<Comm>();  // the other ranks; by default there are none
   Profile* profile = nullptr;  // when set, every operation records its time there
   /// Waits until all enqueued work is done.
   void synchronize() {
