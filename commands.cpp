@@ -137,13 +137,15 @@ int run_evaluate(const EvaluateOptions& options) {
 double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_size) {
   const int64_t T = data.options().T;
   std::vector<int32_t> inputs(static_cast<size_t>(batch_size * T)), targets(inputs.size());
+  Comm& comm = *model.context().comm;
   double sum = 0;
-  for (int64_t row = 0; row < rows; row += batch_size) {
+  for (int64_t row = comm.rank() * batch_size; row < rows; row += comm.size() * batch_size) {
     const int64_t count = std::min(batch_size, rows - row);
     data.fill_chunks(row, count, inputs.data(), targets.data());
     sum += static_cast<double>(count) *
            model.forward(Tensor(inputs.data(), {count, T}), Tensor(targets.data(), {count, T}));
   }
+  comm.sum({&sum, 1});
   return sum / static_cast<double>(rows);
 }
 

@@ -17,6 +17,7 @@ int run_evaluate(const EvaluateOptions& options);
 int run_info(const TrainOptions& options);
 
 /// The mean loss over rows [0, rows) of the data in file order, `batch_size` rows at a time; nats per token.
+/// The ranks of the model's context take batches in turn.
 double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_size);
 
 /// The first line of log.jsonl: configuration, seed, device, revision, parameter count.

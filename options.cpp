@@ -76,7 +76,10 @@ void add_machine(CLI::App& app, MachineOptions& o) {
 void add_batch(CLI::App& app, TrainOptions& o) {
   app.add_option("--batch-size", o.batch_size, "rows of a micro-batch")->check(integer(1));
   app.add_option("--seq-len", o.seq_len, "tokens of a row")->check(integer(1));
-  app.add_option("--grad-accum", o.grad_accum, "micro-batches of a step")->check(integer(1));
+  app.add_option("--grad-accum", o.grad_accum, "micro-batches of a step on each rank")->check(integer(1));
+  app.add_option("--global-batch", o.global_batch,
+                 "rows of an update over all ranks and micro-batches, instead of --grad-accum; 0: off")
+      ->check(integer(0));
   app.add_option("--steps", o.steps, "updates in all; 0 validates only")->check(integer(0));
   app.add_option("--seed", o.seed, "of initialisation, shuffling and samples")->check(integer(0));
   app.add_flag("--shuffle", o.shuffle, "read the data's rows in a seeded random order");
@@ -146,6 +149,9 @@ void add_evaluate(CLI::App& app, EvaluateOptions& o) {
 void add_polar(CLI::App& app, PolarOptions& o) {
   app.add_option("--ns", o.ns,
                  "a set by name, or coefficients: 8x3.4445:-4.775:2.0315+2x2:-1.5:0.5; empty: all");
+  app.add_option("--global-batch", o.global_batch,
+                 "rows of an update over all ranks and micro-batches, instead of --grad-accum; 0: off")
+      ->check(integer(0));
   app.add_option("--steps", o.steps, "0: each set's own number; more repeat the last step")
       ->check(integer(0, 100));
   app.add_option("--least", o.least, "smallest singular value of X / ||X||_F that counts")
@@ -289,6 +295,7 @@ nlohmann::json to_json(const TrainOptions& o) {
           {"batch_size", o.batch_size},
           {"seq_len", o.seq_len},
           {"grad_accum", o.grad_accum},
+          {"ranks", o.ranks},
           {"steps", o.steps},
           {"seed", o.seed},
           {"shuffle", o.shuffle},

@@ -25,7 +25,9 @@ struct TrainOptions {
   bool resume = false;
   int64_t batch_size = 8;  // rows of one micro-batch
   int64_t seq_len = 256;   // tokens of one row
-  int64_t grad_accum = 1;  // micro-batches per step
+  int64_t grad_accum = 1;  // micro-batches per step, on each rank
+  int64_t global_batch = 0;  // rows of one update over all ranks and micro-batches; 0: what the two above give
+  int ranks = 1;             // processes of the job; not an option: setup.h, share_batch()
   int64_t steps = 1000;
   uint64_t seed = 1337;
   bool shuffle = false;          // read the T-token chunks of the data in a seeded random order
@@ -46,7 +48,8 @@ struct TrainOptions {
   double sharpness = 0;  // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
   std::string escape;    // not empty: the escape velocity, ETA0[:growth=..,coefficient=..]
 
-  int64_t rows() const { return batch_size * grad_accum; }  // of the global batch
+  int64_t rows_per_rank() const { return batch_size * grad_accum; }
+  int64_t rows() const { return rows_per_rank() * ranks; }  // of the global batch
   int64_t tokens_per_step() const { return rows() * seq_len; }
 };
 

@@ -68,6 +68,7 @@ RunLog::~RunLog() {
 }
 
 void RunLog::write(const nlohmann::ordered_json& line) {
+  if (file_ < 0) return;
   const std::string text = line.dump() + "\n";
   for (size_t done = 0; done < text.size();) {
     const ssize_t written = ::write(file_, text.data() + done, text.size() - done);
@@ -79,9 +80,10 @@ void RunLog::write(const nlohmann::ordered_json& line) {
   }
 }
 
-Progress::Progress(int64_t first_step, int64_t total_steps)
+Progress::Progress(int64_t first_step, int64_t total_steps, bool shown)
     : first_step_(first_step),
       total_steps_(total_steps),
+      shown_(shown),
       terminal_(isatty(STDOUT_FILENO) == 1),
       start_(Clock::now()),
       last_(start_) {}
@@ -97,6 +99,7 @@ std::string Progress::text(const ProgressState& state) const {
 }
 
 bool Progress::too_soon() {
+  if (!shown_) return true;
   const auto now = Clock::now();
   const double pause = terminal_ ? 0.1 : 5.0;  // seconds between two lines
   if (std::chrono::duration<double>(now - last_).count() < pause) return true;
@@ -105,6 +108,7 @@ bool Progress::too_soon() {
 }
 
 void Progress::draw(const std::string& text) {
+  if (!shown_) return;
   fmt::print("{}{}{}", terminal_ ? "\r\033[K" : "", text, terminal_ ? "" : "\n");
   line_open_ = terminal_;
   std::fflush(stdout);
@@ -119,6 +123,7 @@ void Progress::show(const std::string& text) {
 }
 
 void Progress::say(const std::string& message) {
+  if (!shown_) return;
   finish();
   fmt::print("{}\n", message);
   std::fflush(stdout);

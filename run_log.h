@@ -16,6 +16,8 @@ class RunLog {
   /// line that a crash cut short.
   static RunLog resume(const std::string& out, int64_t step);
   static bool exists(const std::string& out);
+  /// Of ranks that keep no log: takes lines and does nothing.
+  static RunLog none() { return {"", -1}; }
 
   RunLog(RunLog&& other) noexcept;
   ~RunLog();
@@ -39,8 +41,9 @@ struct ProgressState {
 /// One line that is redrawn on a terminal; otherwise a plain line at most every few seconds.
 class Progress {
  public:
-  /// `first_step` is where a resumed run begins; the time left is estimated from the steps made since.
-  Progress(int64_t first_step, int64_t total_steps);
+  /// `first_step` is where a resumed run begins; the time left is estimated from the steps made since. `shown`
+  /// is false on ranks that print nothing.
+  Progress(int64_t first_step, int64_t total_steps, bool shown = true);
   void update(const ProgressState& state);
   /// Shows any text the same way.
   void show(const std::string& text);
@@ -54,7 +57,7 @@ class Progress {
   bool too_soon();
   void draw(const std::string& text);
   int64_t first_step_, total_steps_;
-  bool terminal_;
+  bool shown_, terminal_;
   bool line_open_ = false;
   Clock::time_point start_, last_;
 };

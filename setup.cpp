@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -51,6 +52,23 @@ int64_t usable_memory(const Context& ctx) {
   if constexpr (kHaveGpu)
     if (ctx.device) return gpu::info(*ctx.device).free_bytes;
   return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+}
+
+TrainOptions share_batch(TrainOptions options, int ranks) {
+  options.ranks = ranks;
+  if (options.global_batch == 0) return options;
+  if (options.grad_accum != 1)
+    throw UsageError(fmt::format("--global-batch sets the number of micro-batches, --grad-accum {}, leave one out",
+                                 options.grad_accum));
+  const int64_t rows = options.global_batch / ranks;
+  options.batch_size = std::min(options.batch_size, std::max<int64_t>(rows, 1));
+  options.grad_accum = rows / options.batch_size;
+  if (options.rows() != options.global_batch)
+    throw UsageError(fmt::format(
+        "{} rows are no multiple of {} rank{} x {} rows of a micro-batch, --global-batch {}, choose one, or "
+        "another --batch-size",
+        options.global_batch, ranks, ranks == 1 ? "" : "s", options.batch_size, options.global_batch));
+  return options;
 }
 
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer) {

@@ -24,6 +24,10 @@ std::string describe_device(const Context& ctx);
 /// Bytes that a plan may use where `ctx` computes: the free memory of a GPU, all of the machine's on the CPU.
 int64_t usable_memory(const Context& ctx);
 
+/// The same options as each of `ranks` processes takes them: how many micro-batches of how many rows. UsageError
+/// when --global-batch cannot be shared out evenly.
+TrainOptions share_batch(TrainOptions options, int ranks);
+
 /// The model to train: --model, or the sizes in the config.json of --init; the vocabulary comes from the
 /// tokenizer beside the shards, GPT-2's 50257 when there is none. UsageError when --seq-len does not fit.
 ModelConfig choose_model(const TrainOptions& options, const Tokenizer* tokenizer);

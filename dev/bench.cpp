@@ -122,7 +122,7 @@ struct Bench::Figures {
 };
 
 void Bench::make_step(int step, bool wait) {
-  model.enqueue_forward_backward(batch, 1.0, false);
+  model.enqueue_forward_backward(batch, {});
   if (wait) ctx.synchronize();
   middle = seconds_now();
   ctx.begin_phase("optimizer");

@@ -206,9 +206,15 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first, Watch watch) {
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T, first); };  // (B, T)
   const auto per_row = [&](const Tensor& t) { return Tensor(t.data, t.dtype, Shape{B, NH, T}); };
 
+  const auto needed = [&](int64_t layer) {
+    if (watcher_ != nullptr) watcher_->weights_needed(static_cast<int>(layer));
+  };
+
   const Tensor delta = x(delta_);  // what the previous branch adds to the residual stream
   Tensor residual;
+  needed(LayerWatcher::kOutside);
   for (int64_t l = 0; l < config_.L; ++l) {
+    needed(l);
     const Layer& w = blocks_[static_cast<size_t>(l)];
     const LayerActivations& a = activations(l);
     if (l == 0) {
@@ -289,68 +295,79 @@ void Gpt::head(const Tensor& targets, const HeadOptions& options) {
   }
 }
 
-void Gpt::backward_blocks(const TokenBatch& batch, bool accumulate) {
+void Gpt::backward_blocks(const TokenBatch& batch, const MicroBatch& micro) {
   const Tensor& tokens = batch.tokens;
-  const int64_t B = tokens.shape[0], T = tokens.shape[1], C = config_.C, NH = config_.NH;
+  const int64_t B = tokens.shape[0], T = tokens.shape[1];
+  const auto ready = [&](int64_t layer) {
+    if (watcher_ != nullptr && micro.last) watcher_->gradients_ready(static_cast<int>(layer));
+  };
+
+  const Affine lnf{parameters_.at("ln_f.weight"), parameters_.at("ln_f.bias")};
+  layernorm_backward(ctx_, {.dx = rows(dx_, B, T),
+                            .dgain = lnf.gain.grad,
+                            .dbias = lnf.bias.grad,
+                            .dy = rows(dln_, B, T),
+                            .x = rows(x_final_, B, T),
+                            .mean = per_token(lnf_mean_, B, T),
+                            .rstd = per_token(lnf_rstd_, B, T),
+                            .gain = lnf.gain.value,
+                            .accumulate = micro.accumulate});
+  for (int64_t l = config_.L - 1; l >= 0; --l) {
+    backward_layer(l, tokens.shape, micro.accumulate);
+    ready(l);
+  }
+  // wte has its gradient as the head already: the embedding's share is added.
+  embedding_backward(ctx_, {.dwte = parameters_.at("wte.weight").grad,
+                            .dwpe = parameters_.at("wpe.weight").grad,
+                            .dy = rows(dx_, B, T),
+                            .tokens = tokens,
+                            .order = batch.order,
+                            .accumulate_wte = true,
+                            .accumulate_wpe = micro.accumulate});
+  ready(LayerWatcher::kOutside);
+}
+
+/// dx_ in and out: the gradient of the residual stream behind the layer, then before it.
+void Gpt::backward_layer(int64_t l, Shape batch, bool accumulate) {
+  const int64_t B = batch[0], T = batch[1], C = config_.C, NH = config_.NH;
   const auto x = [&](const Tensor& t) { return rows(t, B, T); };
   const auto stat = [&](const Tensor& t) { return per_token(t, B, T); };
   const Tensor dx = x(dx_), dln = x(dln_);                           // (B, T, C)
   const Tensor dfc = x(dwide_);                                      // (B, T, 4C)
   const Tensor dqkv(dwide_.data, dwide_.dtype, Shape{B, T, 3 * C});  // dead while dfc lives, and the reverse
-
-  const Affine lnf{parameters_.at("ln_f.weight"), parameters_.at("ln_f.bias")};
+  const Layer& w = blocks_[static_cast<size_t>(l)];
+  const LayerActivations& a = activations(l);
+  weight_gradient(ctx_, w.fc_proj, dx, x(a.fc_gelu), accumulate);
+  matmul(ctx_, {.c = dfc, .a = dx, .b = w.fc_proj.weight.compute, .gelu_input = x(a.fc)});
+  linear_backward(ctx_, w.fc, dln, dfc, x(a.ln2), accumulate);
   layernorm_backward(ctx_, {.dx = dx,
-                            .dgain = lnf.gain.grad,
-                            .dbias = lnf.bias.grad,
+                            .dgain = w.ln2.gain.grad,
+                            .dbias = w.ln2.bias.grad,
                             .dy = dln,
-                            .x = x(x_final_),
-                            .mean = stat(lnf_mean_),
-                            .rstd = stat(lnf_rstd_),
-                            .gain = lnf.gain.value,
+                            .x = x(a.x_mid),
+                            .mean = stat(a.ln2_mean),
+                            .rstd = stat(a.ln2_rstd),
+                            .gain = w.ln2.gain.value,
+                            .dresidual = dx,
                             .accumulate = accumulate});
-  for (int64_t l = config_.L - 1; l >= 0; --l) {
-    const Layer& w = blocks_[static_cast<size_t>(l)];
-    const LayerActivations& a = activations(l);
-    weight_gradient(ctx_, w.fc_proj, dx, x(a.fc_gelu), accumulate);
-    matmul(ctx_, {.c = dfc, .a = dx, .b = w.fc_proj.weight.compute, .gelu_input = x(a.fc)});
-    linear_backward(ctx_, w.fc, dln, dfc, x(a.ln2), accumulate);
-    layernorm_backward(ctx_, {.dx = dx,
-                              .dgain = w.ln2.gain.grad,
-                              .dbias = w.ln2.bias.grad,
-                              .dy = dln,
-                              .x = x(a.x_mid),
-                              .mean = stat(a.ln2_mean),
-                              .rstd = stat(a.ln2_rstd),
-                              .gain = w.ln2.gain.value,
-                              .dresidual = dx,
-                              .accumulate = accumulate});
-    linear_backward(ctx_, w.proj, dln, dx, x(a.attention), accumulate);
-    attention_backward(ctx_, {.dqkv = dqkv,
-                              .dout = dln,
-                              .out = x(a.attention),
-                              .lse = Tensor(a.lse.data, a.lse.dtype, Shape{B, NH, T}),
-                              .qkv = x(a.qkv),
-                              .NH = NH});
-    linear_backward(ctx_, w.qkv, dln, dqkv, x(a.ln1), accumulate);
-    layernorm_backward(ctx_, {.dx = dx,
-                              .dgain = w.ln1.gain.grad,
-                              .dbias = w.ln1.bias.grad,
-                              .dy = dln,
-                              .x = x(a.x),
-                              .mean = stat(a.ln1_mean),
-                              .rstd = stat(a.ln1_rstd),
-                              .gain = w.ln1.gain.value,
-                              .dresidual = dx,
-                              .accumulate = accumulate});
-  }
-  // wte has its gradient as the head already: the embedding's share is added.
-  embedding_backward(ctx_, {.dwte = parameters_.at("wte.weight").grad,
-                            .dwpe = parameters_.at("wpe.weight").grad,
-                            .dy = dx,
-                            .tokens = tokens,
-                            .order = batch.order,
-                            .accumulate_wte = true,
-                            .accumulate_wpe = accumulate});
+  linear_backward(ctx_, w.proj, dln, dx, x(a.attention), accumulate);
+  attention_backward(ctx_, {.dqkv = dqkv,
+                            .dout = dln,
+                            .out = x(a.attention),
+                            .lse = Tensor(a.lse.data, a.lse.dtype, Shape{B, NH, T}),
+                            .qkv = x(a.qkv),
+                            .NH = NH});
+  linear_backward(ctx_, w.qkv, dln, dqkv, x(a.ln1), accumulate);
+  layernorm_backward(ctx_, {.dx = dx,
+                            .dgain = w.ln1.gain.grad,
+                            .dbias = w.ln1.bias.grad,
+                            .dy = dln,
+                            .x = x(a.x),
+                            .mean = stat(a.ln1_mean),
+                            .rstd = stat(a.ln1_rstd),
+                            .gain = w.ln1.gain.value,
+                            .dresidual = dx,
+                            .accumulate = accumulate});
 }
 
 void Gpt::add_loss(int64_t N, double scale, bool accumulate) {
@@ -369,23 +386,24 @@ double Gpt::forward(const Tensor& tokens, const Tensor& targets) {
   return read_loss();
 }
 
-void Gpt::enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate) {
+void Gpt::enqueue_forward_backward(const TokenBatch& batch, const MicroBatch& micro) {
   expect(training_, "Gpt::forward_backward: the model was built without training");
   ctx_.begin_phase("forward");
   run_blocks(batch.tokens, 0,
-             !watch_logits_ ? Watch::nothing
-             : accumulate   ? Watch::accumulate
-                            : Watch::begin);
+             !watch_logits_     ? Watch::nothing
+             : micro.accumulate ? Watch::accumulate
+                                : Watch::begin);
   ctx_.begin_phase("head");
-  head(batch.targets, {.grad_scale = grad_scale, .with_gradient = true, .accumulate = accumulate});
-  add_loss(batch.tokens.size(), grad_scale, accumulate);
+  head(batch.targets,
+       {.grad_scale = micro.grad_scale, .with_gradient = true, .accumulate = micro.accumulate});
+  add_loss(batch.tokens.size(), micro.grad_scale, micro.accumulate);
   ctx_.begin_phase("backward");
-  backward_blocks(batch, accumulate);
+  backward_blocks(batch, micro);
 }
 
 double Gpt::forward_backward(const Tensor& tokens, const Tensor& targets, double grad_scale,
                              bool accumulate) {
-  enqueue_forward_backward(stage_one(tokens, targets), grad_scale, accumulate);
+  enqueue_forward_backward(stage_one(tokens, targets), {.grad_scale = grad_scale, .accumulate = accumulate});
   add_loss(tokens.size(), 1, false);
   return read_loss();
 }

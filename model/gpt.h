@@ -41,6 +41,25 @@ struct TokenBatch {
   Tensor order;  // (B * T) int32: the tokens' positions sorted by id, which embedding_backward needs on a GPU
 };
 
+/// One micro-batch of an update.
+struct MicroBatch {
+  double grad_scale = 1;    // 1 / number of micro-batches of the update, on all ranks together
+  bool accumulate = false;  // add to the gradients and the loss that are there
+  bool last = true;         // gradients are complete afterwards
+};
+
+/// Told where a pass is, so that ranks exchange gradients and weights while it goes on (optim/exchange.h).
+/// `layer` is 0 .. L-1, or kOutside for what lies outside of the layers, and all vectors.
+class LayerWatcher {
+ public:
+  static constexpr int kOutside = -1;
+  virtual ~LayerWatcher() = default;
+  /// Work that reads these weights is enqueued next. In every forward pass: kOutside, 0, 1, ...
+  virtual void weights_needed(int layer) = 0;
+  /// All work that makes these gradients is enqueued, of the last micro-batch: L-1, ..., 0, kOutside.
+  virtual void gradients_ready(int layer) = 0;
+};
+
 /// One named line of the memory plan.
 struct MemoryLine {
   std::string name;
@@ -71,10 +90,13 @@ class Gpt {
   /// targets in host memory, free again afterwards. What the second last call returned is overwritten.
   std::vector<TokenBatch> stage(const int32_t* inputs, const int32_t* targets, int64_t n, Shape batch);
 
+  /// From now on `watcher` is told where passes are; it must outlive the model's last pass. Null: nobody.
+  void watch(LayerWatcher* watcher) { watcher_ = watcher; }
+
   /// Enqueues one micro-batch: gradients of grad_scale * mean loss are written, or added when `accumulate`,
-  /// and so is grad_scale * mean loss itself to loss(). grad_scale is 1 / grad_accum, so that micro-batches
-  /// add up to the gradient of the whole batch's mean. Nobody waits.
-  void enqueue_forward_backward(const TokenBatch& batch, double grad_scale, bool accumulate);
+  /// and so is grad_scale * mean loss itself to loss(): micro-batches add up to the gradient of the whole
+  /// batch's mean. Nobody waits.
+  void enqueue_forward_backward(const TokenBatch& batch, const MicroBatch& micro);
   /// (1) float64, where the model computes: what enqueue_forward_backward() has summed up, in nats per token.
   const Tensor& loss() const { return loss_; }
 
@@ -115,7 +137,8 @@ class Gpt {
   /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
   void head(const Tensor& targets, const HeadOptions& options);
   /// From the gradient of the last layernorm's output down to the embeddings.
-  void backward_blocks(const TokenBatch& batch, bool accumulate);
+  void backward_blocks(const TokenBatch& batch, const MicroBatch& micro);
+  void backward_layer(int64_t l, Shape batch, bool accumulate);
   TokenBatch stage_one(const Tensor& tokens, const Tensor& targets);
   /// Logits after `count` rows of the last layernorm from `start` on, to (count, padded V) in host memory.
   void logits_to_host(int64_t start, int64_t count, float* to);
@@ -131,6 +154,7 @@ class Gpt {
   ModelConfig config_;
   int64_t max_tokens_, micro_batches_;
   bool training_, watch_logits_;
+  LayerWatcher* watcher_ = nullptr;
   ParameterTable parameters_;
   std::vector<Layer> blocks_;
   std::vector<LayerActivations> layers_;

@@ -52,18 +52,21 @@ class ProgramTest : public testing::Test {
   }
   std::string path(const std::string& name) const { return folder_.path(name); }
 
-  /// Starts the program; output goes to files, so that nothing blocks.
-  pid_t start(const Words& words) {
-    std::vector<char*> argv = {binary_.data()};
-    Words copy = words;
-    for (std::string& word : copy) argv.push_back(word.data());
+  /// Starts the program, behind the words of a launcher if there is one; output goes to files, so that nothing
+  /// blocks.
+  pid_t start(const Words& words, const Words& launcher = {}) {
+    Words all = launcher;
+    all.push_back(binary_);
+    all.insert(all.end(), words.begin(), words.end());
+    std::vector<char*> argv;
+    for (std::string& word : all) argv.push_back(word.data());
     argv.push_back(nullptr);
     const std::string out = path("stdout"), err = path("stderr");
     const pid_t child = fork();
     if (child == 0) {
       dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDOUT_FILENO);
       dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDERR_FILENO);
-      execv(argv[0], argv.data());
+      execvp(argv[0], argv.data());
       _exit(127);
     }
     return child;
@@ -74,7 +77,7 @@ class ProgramTest : public testing::Test {
     return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")),
             read(path("stderr"))};
   }
-  Result run(const Words& words) { return finish(start(words)); }
+  Result run(const Words& words, const Words& launcher = {}) { return finish(start(words, launcher)); }
 
   /// A small corpus of words with some structure, prepared once per test.
   void prepare() {
