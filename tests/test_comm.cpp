@@ -5,12 +5,14 @@
 
 #include <cstring>
 #include <numeric>
+#include <thread>
 
 #include "model/kernels/backends.h"
 #include "model/kernels/comm_mpi.h"
 #include "model/kernels/context.h"
 #include "random.h"
 #include "tests/rank_fixture.h"
+#include "world.h"
 
 namespace {
 /// Something to exchange: every rank can say what every other one holds.
@@ -350,4 +352,22 @@ TEST_F(CommFailures, DISABLED_RanksThatDoNotDoTheSameAreTold) {
   } catch (const std::runtime_error& error) {
     EXPECT_TRUE(std::string(error.what()).find("rank") != std::string::npos) << error.what();
   }
+}
+
+// The way of the program, from the launcher's variables to a communicator.
+TEST(Worlds, DISABLED_RanksOfMpirunJoin) {
+  Context ctx;
+  World world(find_launch());
+  use_cpu(ctx, world.threads());
+  EXPECT_EQ(world.local_size(), world.size());
+  EXPECT_EQ(world.local_rank(), world.rank());
+  const auto heard = world.gather("I am " + std::to_string(world.rank()));
+  ASSERT_EQ(heard.size(), static_cast<size_t>(world.size()));
+  for (size_t r = 0; r < heard.size(); ++r) EXPECT_EQ(heard[r], "I am " + std::to_string(r));
+  world.join(ctx);
+  EXPECT_EQ(std::string(ctx.comm->name()), std::to_string(world.size()) + " ranks over MPI");
+  double threads = ctx.threads;
+  ctx.comm->sum({&threads, 1});
+  const auto cores = static_cast<double>(std::thread::hardware_concurrency());
+  EXPECT_LE(threads, std::max(cores, static_cast<double>(world.size()))) << "more threads than cores";
 }

@@ -29,6 +29,8 @@ for n in 1 2 3 4 8; do
   [ "$passed" -eq "$n" ] || failed "the contract on $n ranks: $passed of them passed"
 done
 
+ranks 3 'Worlds.DISABLED_*' --gtest_also_run_disabled_tests || failed "ranks of mpirun that join: status $?"
+
 # Every rank that is left must see the failure and leave, and mpirun must end the one that hangs, and report it.
 for test in AWatchEndsTheWaitForARankThatHangs AnExceptionDropsWhatIsUnderWay RanksThatDoNotDoTheSameAreTold; do
   ranks 2 "CommFailures.DISABLED_$test" --gtest_also_run_disabled_tests
