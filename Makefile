@@ -19,14 +19,33 @@ TEST_OPT ?= -O1
 WARN     := -Wall -Wextra -Werror
 # No fast-math: a NaN must stay a NaN. These two only promise that nobody reads errno or traps after maths.
 MATH     := -fno-math-errno -fno-trapping-math
-CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(EXTRA)
+CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(OWN_FLAGS) $(EXTRA)
 LDFLAGS   = -fopenmp $(EXTRA)
 LDLIBS   := -ldnnl -llapack -lblas -lfmt
+
+# How processes talk to each other: over MPI where there is mpicxx (MPI=0: not), over NCCL where nvcc has nccl.h (NCCL=0: not).
+ifeq ($(origin MPI),undefined)
+MPI      := $(shell command -v mpicxx >/dev/null && mpicxx -show >/dev/null 2>&1 && echo 1)
+endif
+CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC)))..)
+NCCL     ?= $(if $(wildcard $(CUDA_HOME)/include/nccl.h),1)
+HAVE_MPI  := $(if $(filter 1,$(MPI)),1,0)
+HAVE_NCCL := $(if $(filter cuda,$(DEVICE)),$(if $(filter 1,$(NCCL)),1,0),0)
+ifeq ($(HAVE_MPI),1)
+MPI_WORDS := $(shell mpicxx -show)
+MPI_FLAGS := -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX $(patsubst -I%,-isystem %,$(filter -I%,$(MPI_WORDS)))
+LDLIBS    += $(filter-out -lmpi_cxx -lmpicxx,$(filter -L% -l% -Wl%,$(MPI_WORDS)))
+endif
+NCCL_FOUND   := $(if $(filter cuda,$(DEVICE)),$(if $(filter 1,$(HAVE_NCCL)),and NCCL,and without NCCL (no nccl.h beside nvcc)))
+MPI_SOURCES  := model/kernels/comm_mpi.cpp $(wildcard model/kernels/mpi_*.cpp)
+NCCL_SOURCES := $(wildcard model/kernels/*_nccl.cu)
+ABSENT       := $(if $(filter 0,$(HAVE_MPI)),$(MPI_SOURCES)) $(if $(filter 0,$(HAVE_NCCL)),$(NCCL_SOURCES))
 
 LIB_SOURCES  ?= $(wildcard *.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
 TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))
 CUDA_SOURCES := $(wildcard model/kernels/*.cu optim/*.cu)
-objects = $(patsubst %,$(BUILD)/%.o,$(basename $(filter-out %.cu,$(1)))) $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(1)))
+present = $(filter-out $(ABSENT),$(1))
+objects = $(patsubst %,$(BUILD)/%.o,$(basename $(filter-out %.cu,$(present)))) $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(present)))
 
 # The CUDA halves: compiled by nvcc for sm_80 and newer, or by g++ for the executor.
 CUDA_ARCH  ?= -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a
@@ -38,13 +57,12 @@ CXXFLAGS += -DCUDA_ON_CPU -Wno-unknown-pragmas
 else ifeq ($(DEVICE),cuda)
 LIB_SOURCES  += $(CUDA_SOURCES)
 TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
-CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC)))..)
-LDLIBS   += -L$(CUDA_HOME)/lib64 -lcudart -lcublasLt
+LDLIBS   += -L$(CUDA_HOME)/lib64 -lcudart -lcublasLt $(if $(filter 1,$(HAVE_NCCL)),-lnccl)
 endif
 
 # ------------------------------------------------------------------------------------------------------- packages
 RUN_PACKAGES   := g++ libdnnl-dev liblapack-dev libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox bible-kjv
-TEST_PACKAGES  := libgtest-dev
+TEST_PACKAGES  := libgtest-dev libopenmpi-dev openmpi-bin
 BENCH_PACKAGES := libbenchmark-dev
 CHECK_PACKAGES := clang-format clang-tidy $(BENCH_PACKAGES)
 
@@ -62,8 +80,13 @@ help:
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
+	@echo
+	@echo 'Many processes (mpirun -np 2 ./train_gpt train ...): over MPI where there is mpicxx, which one process does not need'
+	@echo '(make test and make deps install libopenmpi-dev and openmpi-bin), over NCCL with CUDA where nccl.h is beside nvcc.'
+	@echo 'MPI=0 and NCCL=0 leave them out.'
 
 detect:
+	@echo '$(DEVICE) program; many processes: $(if $(filter 1,$(HAVE_MPI)),with MPI,without MPI (no mpicxx)) $(NCCL_FOUND)'
 	@if [ $(DEVICE) = cpu ] && command -v $(NVCC) >/dev/null 2>&1; then \
 	  echo 'nvcc found but no GPU: building the CPU program; make CUDA=1 builds the one for GPUs'; fi
 
@@ -116,7 +139,7 @@ lint:
 	@clang-format --dry-run -Werror $(SOURCES)
 	@tests/rooms.sh
 	@printf '%s\n' $(filter-out dev/cuda_on_cpu/%,$(filter %.cpp,$(SOURCES))) | xargs -P$(JOBS) -n1 sh -c \
-	  'clang-tidy --quiet --warnings-as-errors="*" "$$0" -- -std=c++20 -fopenmp -I. -DHAVE_GPU_KERNELS=0 2>/dev/null'
+	  'clang-tidy --quiet --warnings-as-errors="*" "$$0" -- -std=c++20 -fopenmp -I. $(MPI_FLAGS) -DHAVE_GPU_KERNELS=0 -DHAVE_MPI=$(HAVE_MPI) -DHAVE_NCCL=0 2>/dev/null'
 
 # ----------------------------------------------------------------------------------------------------------- files
 train_gpt: $(BUILD)/train_gpt
@@ -170,6 +193,16 @@ endif
 $(BUILD)/train_gpt.o: train_gpt.cu | $(BUILD)/precompiled.h.gch
 	@mkdir -p $(@D)
 	$(call compile,precompiled.h -x c++)
+
+# Which backends there are goes into the few files that ask; the stamp changes when that does.
+BACKENDS := $(HAVE_MPI) $(HAVE_NCCL) $(MPI_FLAGS)
+$(BUILD)/backends: FORCE
+	@mkdir -p $(@D)
+	@[ "$$(cat $@ 2>/dev/null)" = '$(BACKENDS)' ] || echo '$(BACKENDS)' >$@
+ASK_BACKENDS := $(call objects,$(shell grep -ls '"model/kernels/backends.h"' *.cpp model/kernels/*.cpp tests/*.cpp dev/harness/*.cpp))
+$(ASK_BACKENDS): private OWN_FLAGS += -DHAVE_MPI=$(HAVE_MPI) -DHAVE_NCCL=$(HAVE_NCCL)
+$(ASK_BACKENDS) $(call objects,$(MPI_SOURCES)): $(BUILD)/backends
+$(call objects,$(MPI_SOURCES)): private OWN_FLAGS += $(MPI_FLAGS)
 
 # The revision goes into the log of a run; the stamp changes when it does.
 REVISION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)

@@ -26,6 +26,15 @@ std::string find_weights(const std::string& path) {
 }
 
 void use_device(Context& ctx, const MachineOptions& options) {
+  const Launch launch = find_launch();
+  if (launch.size > 1)
+    throw UsageError(fmt::format("only train runs as several processes, {}={}, start one",
+                                 launch.size_variable(), launch.size));
+  World world(launch);
+  use_device(ctx, options, world);
+}
+
+void use_device(Context& ctx, const MachineOptions& options, World& world, std::function<void()> poll) {
   if (options.device == "cuda" && !kHaveGpu)
     throw UsageError(
         "this program was built without CUDA, --device cuda, use --device cpu or build with `make CUDA=1`");
@@ -34,11 +43,16 @@ void use_device(Context& ctx, const MachineOptions& options) {
   if (!gpu) {
     if (options.dtype == "bf16")
       throw UsageError("bf16 needs a GPU, --dtype bf16, use --dtype fp32 on the CPU");
-    return use_cpu(ctx, options.threads);
+    use_cpu(ctx, options.threads > 0 ? options.threads : world.threads());
+    return world.join(ctx, std::move(poll));
   }
-  use_gpu(ctx, 0, options.dtype == "fp32" ? DType::f32 : DType::bf16);
+  int gpus = 0;
+  if constexpr (kHaveGpu) gpus = gpu::count();
+  use_gpu(ctx, gpus > 0 ? world.local_rank() % gpus : 0, options.dtype == "fp32" ? DType::f32 : DType::bf16);
+  ctx.threads = world.threads();  // for what stays on the host
   if constexpr (kHaveGpu)
-    if (gpu::count() > 0) gpu::set_gemm_options(ctx, {.cache_file = gpu::default_gemm_cache(ctx)});
+    if (gpus > 0) gpu::set_gemm_options(ctx, {.cache_file = gpu::default_gemm_cache(ctx)});
+  world.join(ctx, std::move(poll));
 }
 
 std::string describe_device(const Context& ctx) {

@@ -1,6 +1,7 @@
 // From options to the parts of a run: what `train` and `info` share, and what a resumed run must agree on.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -12,12 +13,17 @@
 #include "optim/optimizer.h"
 #include "optim/qk_clip.h"
 #include "options.h"
+#include "world.h"
 
 /// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest
 /// checkpoint of a run's folder. RunError when there is nothing.
 std::string find_weights(const std::string& path);
 
-/// Makes `ctx` the device that the options ask for. UsageError when this binary or machine cannot.
+/// Makes `ctx` the device that the options ask for, this rank's share of it: a GPU of its own as long as
+/// there are enough, its part of the cores. Then joins the other ranks; `poll` is that of World::join.
+/// UsageError when this binary or machine cannot.
+void use_device(Context& ctx, const MachineOptions& options, World& world, std::function<void()> poll = {});
+/// For commands that run as a single process: UsageError when a launcher started several.
 void use_device(Context& ctx, const MachineOptions& options);
 /// "cpu, 2 threads, fp32" or "NVIDIA H200, bf16".
 std::string describe_device(const Context& ctx);

@@ -25,8 +25,9 @@ int train(const TrainOptions& options) {
   make_folder(options.out);
   const FolderLock lock(options.out);  // one process at a time writes there
   const std::optional<std::string> resume_from = checkpoint_to_resume(options);
+  World world(find_launch());
   Context ctx;
-  use_device(ctx, options.machine);
+  use_device(ctx, options.machine, world);
   const MachineRates rates = measure_rates(ctx);
 
   const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(options.train);

@@ -1,0 +1,108 @@
+#include "model/kernels/comm_exchange.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+void check_parts(Exchange exchange, std::span<const Part> parts, int ranks) {
+  for (const Part& part : parts) {
+    const bool summed = exchange != Exchange::all_gather;
+    if (part.tensor.dtype == DType::i32 || (summed && part.tensor.dtype == DType::bf16))
+      throw ShapeError(std::string(summed ? "sum over ranks" : "all-gather") + ": got " + part.tensor.str() +
+                       ", need f32 or f64" + (summed ? "" : " or bf16"));
+    if (part.tensor.size() > 0 && !part.tensor)
+      throw ShapeError("exchange: a part of shape " + part.tensor.shape.str() + " has no memory");
+    if (exchange != Exchange::sum && (part.owner < 0 || part.owner >= ranks))
+      throw ShapeError("exchange: owner " + std::to_string(part.owner) + " of a part, there are " +
+                       std::to_string(ranks) + " ranks");
+  }
+}
+
+int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks) {
+  int64_t bytes = 0;
+  for (const Part& part : parts) {
+    const bool mine = part.owner == rank;
+    const int64_t times = exchange == Exchange::reduce_scatter ? (mine ? 0 : 1)
+                          : exchange == Exchange::sum || mine  ? ranks - 1
+                                                               : 0;
+    bytes += times * part.tensor.bytes();
+  }
+  return bytes;
+}
+
+std::vector<Piece> cut(std::span<const Tensor> tensors, int64_t most) {
+  std::vector<Piece> pieces;
+  for (const Tensor& tensor : tensors) {
+    const int64_t element = dtype_bytes(tensor.dtype);
+    for (int64_t done = 0; done < tensor.bytes();) {
+      if (pieces.empty() || most - pieces.back().bytes < element) pieces.emplace_back();
+      Piece& piece = pieces.back();
+      const int64_t room = (most - piece.bytes) / element * element;
+      const int64_t bytes = std::min(room, tensor.bytes() - done);
+      piece.stretches.push_back({static_cast<char*>(tensor.data) + done, bytes, tensor.dtype});
+      piece.bytes += bytes;
+      done += bytes;
+    }
+  }
+  return pieces;
+}
+
+char* in_one_run(const Piece& piece) {
+  char* next = piece.stretches.front().data;
+  for (const Stretch& stretch : piece.stretches) {
+    if (stretch.data != next) return nullptr;
+    next += stretch.bytes;
+  }
+  return piece.stretches.front().data;
+}
+
+void pack(const Piece& piece, char* to) {
+  for (const Stretch& stretch : piece.stretches) {
+    std::memcpy(to, stretch.data, static_cast<size_t>(stretch.bytes));
+    to += stretch.bytes;
+  }
+}
+
+void unpack(const Piece& piece, const char* from) {
+  for (const Stretch& stretch : piece.stretches) {
+    std::memcpy(stretch.data, from, static_cast<size_t>(stretch.bytes));
+    from += stretch.bytes;
+  }
+}
+
+namespace {
+/// A block at a time, so that the sum stays in the cache.
+template <typename T>
+void add_stretch(const Stretch& stretch, int64_t offset, std::span<char* const> copies) {
+  std::array<T, 1024> sum, next;
+  for (int64_t done = 0; done < stretch.bytes;) {
+    const auto bytes = std::min<int64_t>(sizeof sum, stretch.bytes - done);
+    const auto count = bytes / int64_t{sizeof(T)};
+    char* here = stretch.data + done;
+    const auto load = [&](size_t rank, std::array<T, 1024>& to) {
+      std::memcpy(to.data(), copies[rank] != nullptr ? copies[rank] + offset + done : here,
+                  static_cast<size_t>(bytes));
+    };
+    load(0, sum);
+    for (size_t rank = 1; rank < copies.size(); ++rank) {
+      load(rank, next);
+      T *a = sum.data(), *b = next.data();
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) a[i] += b[i];
+    }
+    std::memcpy(here, sum.data(), static_cast<size_t>(bytes));
+    done += bytes;
+  }
+}
+}  // namespace
+
+void add_in_order(const Piece& piece, std::span<char* const> copies) {
+  int64_t offset = 0;
+  for (const Stretch& stretch : piece.stretches) {
+    if (stretch.dtype == DType::f64)
+      add_stretch<double>(stretch, offset, copies);
+    else
+      add_stretch<float>(stretch, offset, copies);
+    offset += stretch.bytes;
+  }
+}

@@ -1,0 +1,43 @@
+// What an exchange is, apart from who carries it: the checks and the volumes that all communicators share,
+// and, for those that move bytes between processes themselves, lists of tensors cut into pieces.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/kernels/comm.h"
+
+/// What happens to the parts; a broadcast is an all-gather of one part.
+enum class Exchange : uint8_t { sum, reduce_scatter, all_gather };
+
+/// Throws ShapeError unless every part is f32, bf16 or f64, is not bf16 where it would be summed, has memory
+/// when it has elements, and has an owner (which a sum leaves alone).
+void check_parts(Exchange exchange, std::span<const Part> parts, int ranks);
+/// Bytes that `rank` sends to others, as comm.h says.
+int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks);
+
+/// A run of whole elements of one tensor.
+struct Stretch {
+  char* data;
+  int64_t bytes;
+  DType dtype;
+};
+
+/// What one message carries.
+struct Piece {
+  std::vector<Stretch> stretches;
+  int64_t bytes = 0;
+};
+
+/// The tensors one after the other, as pieces of up to `most` bytes (8 and more). Where the cuts are depends
+/// on shapes and types alone, so sender and receiver agree.
+std::vector<Piece> cut(std::span<const Tensor> tensors, int64_t most);
+/// Where the piece lies when that is one run of memory; else null.
+char* in_one_run(const Piece& piece);
+/// Copies the piece's memory to and from one run of `piece.bytes` bytes.
+void pack(const Piece& piece, char* to);
+void unpack(const Piece& piece, const char* from);
+/// piece <- ((x_0 + x_1) + x_2) + ..., each x_r a packed copy of the piece, in the type of the tensor; null
+/// stands for what the piece holds itself. f32 and f64; copies may lie at any address.
+void add_in_order(const Piece& piece, std::span<char* const> copies);

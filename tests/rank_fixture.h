@@ -1,0 +1,39 @@
+// Tests that run on several ranks when mpirun starts them, and on one without.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+#include "model/kernels/backends.h"
+#include "model/kernels/comm_mpi.h"
+#include "model/kernels/context.h"
+
+class RankTest : public testing::Test {
+ protected:
+  /// Gives ctx_ a communicator with messages of up to `piece` bytes. Without a `watch`, a wait of half a
+  /// minute is a failure of the test, so that no mistake can hang it.
+  void join([[maybe_unused]] int64_t piece, [[maybe_unused]] std::function<void()> watch = {}) {
+    ctx_.comm = std::make_shared<Comm>();  // MPI serves one communicator at a time
+    if constexpr (kHaveMpi) {
+      if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return;
+      if (!watch)
+        watch = [looks = 0]() mutable {
+          if (++looks > 150) throw std::runtime_error("the other ranks do not answer");
+        };
+      ctx_.comm = make_mpi_comm(ctx_, process(), {.piece = piece, .poll = watch});
+    }
+  }
+  Comm& comm() const { return *ctx_.comm; }
+
+  Context ctx_;
+
+ private:
+  static std::shared_ptr<MpiProcess> process() {
+    static const auto process = std::make_shared<MpiProcess>();  // ends with the program, in its main thread
+    return process;
+  }
+};
