@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <random>
 #include <system_error>
 #include <utility>
 
@@ -184,6 +185,12 @@ void FileWriter::commit() {
   if (error != 0) fail("cannot give the finished file its name", path_, error);
   if (::close(std::exchange(fd_, -1)) != 0) fail("cannot write", path_, errno);
   sync_folder(folder_of(path_));
+}
+
+std::string new_mark() {
+  std::random_device device;
+  const uint64_t bits = uint64_t{device()} << 32 | device() | uint64_t{1} << 63;
+  return {reinterpret_cast<const char*>(&bits), sizeof bits};
 }
 
 FileShare::FileShare(const std::string& path, std::string_view mark) : path_(path) {

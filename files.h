@@ -65,8 +65,12 @@ class FileWriter {
   int64_t size_ = 0;
 };
 
+/// What an unfinished file begins with, for other processes to know it by: eight bytes, new each time, and as
+/// a little-endian length more than any file has.
+std::string new_mark();
+
 /// A file that another process has under construction, for writing a share of it at the same time. That
-/// process has it as a FileWriter, reserved, with `mark` as its first bytes.
+/// process has it as a FileWriter, with `mark` as its first bytes.
 class FileShare {
  public:
   /// RunError when there is no such file, or one without the mark: this process then sees another folder.

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
-#include <random>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -159,14 +158,6 @@ std::string fingerprint(const Layout& layout, std::span<const NamedTensor> tenso
   return {reinterpret_cast<const char*>(&hash), sizeof hash};
 }
 
-// What the unfinished file begins with in the place of the header's length, for other ranks to know it by: a
-// new one each time, and no length that a reader would take.
-std::string new_mark() {
-  std::random_device device;
-  const uint64_t bits = uint64_t{device()} << 32 | device() | uint64_t{1} << 63;
-  return {reinterpret_cast<const char*>(&bits), sizeof bits};
-}
-
 }  // namespace
 
 void write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
@@ -190,6 +181,7 @@ void write_safetensors(const std::string& path, std::span<const NamedTensor> ten
     whole = std::make_unique<FileWriter>(path, existing);
     whole->reserve(layout.bytes);
     whole->rewrite(0, layout.start.data(), static_cast<int64_t>(layout.start.size()));
+    // In the place of the length, until all is there.
     whole->rewrite(0, mark.data(), static_cast<int64_t>(mark.size()));
     if (!comm.alone()) whole->sync();
   });

@@ -1,7 +1,4 @@
-// Files and checkpoints that several ranks write, each what it owns, and that any number of ranks reads.
-#include <sys/resource.h>
-
-#include <csignal>
+// Checkpoints that several ranks write, each what it owns, and that any number of ranks resumes.
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -11,314 +8,335 @@
 
 #include "error.h"
 #include "model/checkpoint.h"
-#include "model/kernels/together.h"
-#include "model/safetensors.h"
-#include "random.h"
-#include "tests/comm_threads.h"
-#include "tests/temporary_folder.h"
+#include "tests/rank_files.h"
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 namespace {
 
-const std::map<std::string, std::string> kMetadata{{"format", "pt"}};
+using CheckpointRanks = FilesByRanks;
 
-/// Tensors with memory of their own, as a rank has them.
-struct Tensors {
-  std::vector<std::vector<char>> memory;
-  std::vector<NamedTensor> list;
+const ModelConfig kConfig{.name = "test", .L = 2, .NH = 2, .C = 6, .positions = 5, .V = 11};
 
-  void add(const std::string& name, DType dtype, Shape shape, bool transposed = false) {
-    memory.emplace_back(static_cast<size_t>(shape.size() * dtype_bytes(dtype)) + 1, '\x55');
-    list.push_back({name, Tensor(memory.back().data(), dtype, shape), transposed});
-  }
-  // The same bytes for the same seed.
-  void fill(uint64_t seed) {
-    Random random(seed);
-    for (std::vector<char>& block : memory)
-      for (size_t i = 0; i + 1 < block.size(); ++i) block[i] = static_cast<char>(random.bits());
-  }
-};
-
-// Of every dtype and rank, stored as it is and transposed; one that takes more than a buffer.
-Tensors every_kind() {
-  Tensors all;
-  all.add("h.0.weight", DType::f32, {17, 130}, true);
-  all.add("h.0.qkv", DType::f32, {21, 40}, true);
-  all.add("large", DType::f32, {900, 1600}, true);
-  all.add("wte", DType::f32, {61, 6});
-  all.add("halves", DType::bf16, {9, 65}, true);
-  all.add("ints", DType::i32, {5, 7}, true);
-  all.add("doubles", DType::f64, {70, 3}, true);
-  all.add("cube", DType::f32, {6, 2, 5});
-  all.add("vector", DType::f32, {13});
-  all.add("scalar", DType::f64, Shape{});
-  all.add("empty", DType::f32, {0, 4});
-  return all;
-}
-
-// Cuts every tensor anywhere, also into single rows, and gives the pieces to ranks; whole tensors sometimes.
-// What `rank` does not own has no data. The same cuts for the same seed.
-std::vector<NamedTensor> cut(const std::vector<NamedTensor>& wholes, uint64_t seed, int rank, int ranks) {
-  Random random(seed);
-  std::vector<NamedTensor> pieces;
-  for (const NamedTensor& whole : wholes) {
-    const bool in_pieces = whole.value.shape.rank() > 0 && random.uniform() < 0.8;
-    int64_t first = 0;
-    do {
-      const int64_t left = whole.rows() - first;
-      const int64_t rows =
-          in_pieces ? std::min<int64_t>(left, 1 + static_cast<int64_t>(random.uniform() * 9)) : left;
-      NamedTensor piece = whole;
-      if (in_pieces) piece.value = whole.value.slice(first, rows), piece.first_row = first;
-      if (in_pieces) piece.all_rows = whole.rows();
-      const int owner = static_cast<int>(random.bits() % static_cast<uint64_t>(ranks));
-      if (owner != rank) piece.value.data = nullptr;
-      pieces.push_back(piece);
-      first += rows;
-    } while (first < whole.rows());
-  }
-  return pieces;
-}
-
-class CheckpointRanks : public ::testing::Test {
- protected:
-  std::string path(const std::string& name) const { return folder_.path(name); }
-
-  // All ranks end with the same error, which has these parts, and nothing is left but `names`.
-  void expect_same(const std::vector<std::string>& said, std::initializer_list<std::string> parts,
-                   const std::string& folder, const std::set<std::string>& names = {}) const {
-    for (const std::string& text : said) {
-      EXPECT_EQ(text, said[0]);
-      EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+// Every parameter in matrices, embeddings in rows, given to ranks in turn.
+std::vector<OwnedRows> owners_of(const ParameterTable& table, int ranks) {
+  std::vector<OwnedRows> owned;
+  int next = 0;
+  for (size_t i = 0; i < table.rows().size(); ++i) {
+    const Parameter& p = table.rows()[i];
+    const int64_t pieces = p.role == Role::embedding ? ranks : p.matrices;
+    for (int64_t k = 0; k < pieces; ++k) {
+      const int64_t first = p.shape[0] * k / pieces, end = p.shape[0] * (k + 1) / pieces;
+      owned.push_back({i, first, end - first, next++ % ranks});
     }
-    for (const std::string& part : parts)
-      EXPECT_NE(said[0].find(part), std::string::npos) << part << " in: " << said[0];
-    std::set<std::string> there;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
-      there.insert(entry.path().filename());
-    EXPECT_EQ(there, names);
   }
-  TemporaryFolder folder_;
-};
-
-const std::vector<std::string> kAllWell(16);
-
-std::vector<std::string> well(int ranks) {
-  return {kAllWell.begin(), kAllWell.begin() + ranks};
+  return owned;
 }
 
-// ---- Agreement
+/// A rank: its parameters and its optimizer's state, right where it owns them.
+struct Rank {
+  Context ctx;
+  ParameterTable parameters{kConfig};
+  Tensors state;
+  std::vector<OwnedRows> owned;
+  std::vector<NamedTensor> optimizer;  // pieces of `state`
 
-TEST_F(CheckpointRanks, TextsReachAllRanksAndFailuresToo) {
-  using std::string_literals::operator""s;
-  const std::string text = "a text of 31 bytes, with \xff and \0 "s;
-  for (const int ranks : {1, 2, 5}) {
+  explicit Rank(Comm& comm) {
+    use_cpu(ctx, 1);
+    ctx.comm = std::shared_ptr<Comm>(&comm, [](Comm*) {});
+    parameters.allocate(ctx, false);
+    state.add("h.0.attn.c_attn.weight.m", DType::f32, {18, 6});
+    state.add("wte.weight.v", DType::f64, {11});
+    state.add("escape_velocity", DType::f32, {1});
+    owned = owners_of(parameters, comm.size());
+    optimizer = cut(state.list, 3, comm.rank(), comm.size());
+  }
+
+  // What training would leave: the truth in owned rows, anything elsewhere.
+  void train(float step) {
+    state.fill(static_cast<uint64_t>(step));
+    for (size_t t = 0; t < state.list.size(); ++t) {
+      std::vector<char> truth = state.memory[t];
+      std::memset(state.memory[t].data(), 0x7f, truth.size());
+      for (const NamedTensor& piece : optimizer) {
+        if (!piece.value || piece.name != state.list[t].name) continue;
+        const auto at = static_cast<size_t>(static_cast<char*>(piece.value.data) - state.memory[t].data());
+        std::memcpy(piece.value.data, truth.data() + at, static_cast<size_t>(piece.value.bytes()));
+      }
+    }
+    for (Parameter& p : parameters) std::ranges::fill(p.value.floats(), -99.0f);
+    for (const OwnedRows& o : owned) {
+      if (o.owner != ctx.comm->rank()) continue;
+      const Tensor rows = parameters.rows()[o.parameter].value.slice(o.first, o.rows);
+      for (int64_t i = 0; i < rows.size(); ++i) rows.f32()[i] = value_of(o, i, step);
+    }
+  }
+  float value_of(const OwnedRows& o, int64_t i, float step) const {
+    const int64_t cols = parameters.rows()[o.parameter].size() / parameters.rows()[o.parameter].shape[0];
+    return 1000 * static_cast<float>(o.parameter) + static_cast<float>(o.first * cols + i) + step / 16;
+  }
+
+  std::string save(const std::string& out, int64_t step, int64_t keep = 0,
+                   Existing existing = Existing::refuse) {
+    train(static_cast<float>(step));
+    const Json json = {{"step", step}};
+    return save_checkpoint({.out = out,
+                            .step = step,
+                            .config = kConfig,
+                            .parameters = parameters,
+                            .owned = owned,
+                            .optimizer = optimizer,
+                            .state = json,
+                            .tokenizer = "{}\n",
+                            .keep = keep,
+                            .existing = existing});
+  }
+
+  // Loads a checkpoint and looks at every value.
+  void expect_loads(const std::string& folder, float step) {
+    load_parameters(folder, parameters);
+    for (const OwnedRows& o : owned) {
+      const Tensor rows = parameters.rows()[o.parameter].value.slice(o.first, o.rows);
+      for (int64_t i = 0; i < rows.size(); ++i) ASSERT_EQ(rows.f32()[i], value_of(o, i, step));
+    }
+    const Parameter& wte = parameters.at("wte.weight");
+    const Tensor padded = wte.padded_value();
+    ASSERT_GT(padded.size(), wte.size());
+    for (int64_t i = wte.size(); i < padded.size(); ++i) ASSERT_EQ(padded.f32()[i], 0);
+    train(step);
+    const std::vector<std::vector<char>> right = state.memory;
+    for (std::vector<char>& block : state.memory) std::memset(block.data(), 0x7f, block.size());
+    load_optimizer(folder, optimizer);
+    EXPECT_TRUE(state.memory == right);
+  }
+};
+
+// The files of a folder, by name.
+std::map<std::string, std::string> files_in(const TemporaryFolder& disk, const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+    files[entry.path().filename()] = disk.read(entry.path());
+  return files;
+}
+
+TEST_F(CheckpointRanks, CheckpointsDoNotDependOnTheRanksAndAnyNumberResumes) {
+  std::map<std::string, std::string> expected;
+  const std::vector<int> numbers{1, 2, 3, 5};
+  for (const int ranks : numbers) {
+    const std::string out = path(fmt::format("run_{}", ranks));
     const auto said = run_ranks(ranks, [&](Comm& comm) {
-      for (int root = 0; root < ranks; ++root)
-        for (size_t length = 0; length <= text.size(); ++length) {
-          const std::string mine = comm.rank() == root ? text.substr(0, length) : "mine";
-          EXPECT_EQ(broadcast_text(comm, mine, root), text.substr(0, length));
-        }
-      int done = 0;
-      together(comm, [&] { ++done; });
-      EXPECT_EQ(done, 1);
-      together(comm, [] {});
+      EXPECT_EQ(Rank(comm).save(out, 7), out + "/checkpoints/step-00000007");
+      EXPECT_TRUE(fs::exists(out + "/checkpoints/step-00000007/state.json"));
     });
     EXPECT_EQ(said, well(ranks));
+    const auto files = files_in(folder_, out + "/checkpoints/step-00000007");
+    if (ranks == 1) expected = files;
+    EXPECT_EQ(files.size(), 5U);
+    EXPECT_TRUE(files == expected) << ranks;
+    EXPECT_FALSE(fs::exists(out + "/checkpoints/step-00000007.tmp"));
   }
-  // The lowest rank is heard, whatever it throws; from an agreement inside another, said once.
-  const auto said = run_ranks(4, [](Comm& comm) {
-    together(comm, [&] {
-      together(comm, [&] {
-        if (comm.rank() == 3) throw std::runtime_error("");
-        if (comm.rank() == 2) throw std::logic_error("a bug");
-      });
-      ADD_FAILURE() << "went on";
-    });
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const std::string folder =
+        path(fmt::format("run_{}/checkpoints/step-00000007", numbers[(i + 1) % numbers.size()]));
+    const auto said = run_ranks(numbers[i], [&](Comm& comm) { Rank(comm).expect_loads(folder, 7); });
+    EXPECT_EQ(said, well(numbers[i]));
+  }
+}
+
+TEST_F(CheckpointRanks, RanksThatNoListGivesAnythingLeaveAllToRank0) {
+  const auto said = run_ranks(2, [&](Comm& comm) {
+    Rank rank(comm);
+    rank.train(1);
+    float number = 0;
+    for (Parameter& p : rank.parameters)
+      for (float& value : p.value.floats()) value = comm.rank() == 0 ? ++number : -1;
+    const Json json = Json::object();
+    save_checkpoint({.out = path("run"),
+                     .step = 1,
+                     .config = kConfig,
+                     .parameters = rank.parameters,
+                     .optimizer = rank.optimizer,
+                     .state = json});
   });
-  EXPECT_EQ(said, std::vector<std::string>(4, "rank 2: a bug"));
-  EXPECT_THROW(together(*std::make_unique<Comm>(), [] { throw ShapeError("as it is"); }), ShapeError);
+  EXPECT_EQ(said, well(2));
+  Comm alone;
+  Rank loaded(alone);
+  load_parameters(path("run/checkpoints/step-00000001"), loaded.parameters);
+  float number = 0;
+  for (const Parameter& p : loaded.parameters)
+    for (const float value : p.value.floats()) ASSERT_EQ(value, ++number) << p.name;
 }
 
-// ---- One file
-
-TEST_F(CheckpointRanks, TheFileDoesNotDependOnWhoWritesWhat) {
-  Tensors truth = every_kind();
-  truth.fill(1);
-  write_safetensors(path("alone"), truth.list);
-  const std::string expected = folder_.read("alone");
-  for (const int ranks : {1, 2, 3, 5})
-    for (uint64_t seed = 0; seed < 3; ++seed) {
-      const std::string name = fmt::format("by_{}_{}", ranks, seed);
-      const auto said = run_ranks(ranks, [&](Comm& comm) {
-        write_safetensors(path(name), cut(truth.list, seed, comm.rank(), ranks), kMetadata, Existing::refuse,
-                          comm);
-        EXPECT_TRUE(fs::exists(path(name)));  // before anyone goes on
-      });
-      EXPECT_EQ(said, well(ranks));
-      EXPECT_TRUE(folder_.read(name) == expected) << name;
-      EXPECT_FALSE(fs::exists(path(name + ".tmp")));
-    }
-}
-
-TEST_F(CheckpointRanks, AnyNumberOfRanksReadsItBack) {
-  Tensors truth = every_kind();
-  truth.fill(2);
-  write_safetensors(path("file"), truth.list);
-  const SafetensorsReader file(path("file"));
-  for (const int ranks : {1, 2, 3, 5}) {
-    // What the ranks read, together, is the truth; what they do not own, they do not touch.
-    Tensors together = every_kind();
-    for (int rank = 0; rank < ranks; ++rank) {
-      Tensors mine = every_kind();
-      const Tensors before = mine;
-      const std::vector<NamedTensor> pieces = cut(mine.list, 7, rank, ranks);
-      for (const NamedTensor& piece : pieces) file.read(piece.name, piece);
-      for (size_t t = 0; t < mine.memory.size(); ++t)
-        for (const NamedTensor& piece : pieces) {
-          if (piece.name != mine.list[t].name || !piece.value) continue;
-          const auto at =
-              static_cast<size_t>(static_cast<const char*>(piece.value.data) - mine.memory[t].data());
-          std::memcpy(together.memory[t].data() + at, piece.value.data,
-                      static_cast<size_t>(piece.value.bytes()));
-          std::memset(piece.value.data, 0x55, static_cast<size_t>(piece.value.bytes()));
-        }
-      EXPECT_TRUE(mine.memory == before.memory) << rank;
-    }
-    EXPECT_TRUE(together.memory == truth.memory) << ranks;
+TEST_F(CheckpointRanks, AParameterThatNobodyOwnsIsAnErrorOnAllRanks) {
+  for (const bool whole : {true, false}) {
+    const auto said = run_ranks(2, [&](Comm& comm) {
+      Rank rank(comm);
+      if (whole)
+        rank.owned.pop_back();
+      else
+        rank.owned.erase(rank.owned.begin() + 1);  // the second half of the embedding
+      rank.save(path("run"), 1);
+    });
+    expect_same(said, {"rank 0: ", whole ? "has no owner" : "in no piece"}, path("run/checkpoints"));
   }
 }
 
-TEST_F(CheckpointRanks, APieceOfAnotherShapeIsRefused) {
-  Tensors truth = every_kind();
-  write_safetensors(path("file"), truth.list);
-  const SafetensorsReader file(path("file"));
-  NamedTensor piece = truth.list[1];  // (21, 40), on disk (40, 21)
-  piece.value = piece.value.slice(0, 7), piece.first_row = 14, piece.all_rows = 22;
-  expect_error<RunError>([&] { file.read(piece.name, piece); }, {"'h.0.qkv'", "(40, 21)", "(40, 22)"});
-  piece.value.data = nullptr;  // also when it is another rank's
-  expect_error<RunError>([&] { file.read(piece.name, piece); }, {"'h.0.qkv'", "(40, 21)", "(40, 22)"});
-  expect_error<RunError>([&] { file.read("gone", piece); }, {"'gone'", "missing"});
-  piece.all_rows = 20;  // shorter than its pieces
-  EXPECT_THROW(file.read(piece.name, piece), ShapeError);
-}
-
-TEST_F(CheckpointRanks, ListsThatDoNotFitAreRefusedByAllRanks) {
-  Tensors truth = every_kind();
-  const auto refused = [&](const std::function<void(std::vector<NamedTensor>&, int)>& change,
-                           std::initializer_list<std::string> parts) {
-    const auto said = run_ranks(3, [&](Comm& comm) {
-      std::vector<NamedTensor> pieces;
-      for (int64_t i = 0; i < 3; ++i) {
-        NamedTensor piece = truth.list[1];
-        piece.value = piece.value.slice(7 * i, 7), piece.first_row = 7 * i, piece.all_rows = 21;
-        if (i != comm.rank()) piece.value.data = nullptr;
-        pieces.push_back(piece);
-      }
-      change(pieces, comm.rank());
-      write_safetensors(path("file"), pieces, kMetadata, Existing::refuse, comm);
-    });
-    expect_same(said, parts, folder_.path());
+TEST_F(CheckpointRanks, WhateverFailsTheLastCheckpointIsIntact) {
+  const std::string run = path("run"), last = run + "/checkpoints/step-00000001";
+  fs::create_directories(path("other/checkpoints"));
+  ASSERT_EQ(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 1); }), well(3));
+  const auto before = files_in(folder_, last);
+  const auto expect_intact = [&](const std::vector<std::string>& said,
+                                 std::initializer_list<std::string> parts) {
+    expect_same(said, parts, run + "/checkpoints", {"step-00000001"});
+    EXPECT_TRUE(files_in(folder_, last) == before);
+    EXPECT_EQ(newest_checkpoint(run), last);
   };
-  using List = std::vector<NamedTensor>;
-  refused([](List& l, int) { l[1].value.data = nullptr; }, {"rows 7 to 14 of h.0.qkv are on 0 ranks of 3"});
-  refused(
-      [](List& l, int rank) {
-        if (rank == 0) l[1].value.data = l[0].value.data;
-      },
-      {"rows 7 to 14 of h.0.qkv are on 2 ranks of 3"});
-  refused([](List& l, int) { l.pop_back(); }, {"rank 0: ", "rows of a tensor are in no piece"});
-  refused([](List& l, int) { std::swap(l[0], l[1]); }, {"rank 0: ", "follow each other"});
-  refused([](List& l, int) { l[2].transposed = false; }, {"rank 0: ", "alike"});
-  refused(
-      [](List& l, int rank) {
-        if (rank == 2) l.push_back({"more", l[0].value});
-      },
-      {"rank 2: the tensors are not those of rank 0", path("file")});
-  refused(
-      [](List& l, int rank) {  // the same tensor, cut elsewhere
-        if (rank == 1) l[0].value.shape = {6, 40}, l[1].value.shape = {8, 40}, l[1].first_row = 6;
-      },
-      {"rank 1: the tensors are not those of rank 0"});
+  // A rank that cannot write.
+  for (int failing = 0; failing < 3; ++failing)
+    expect_intact(run_ranks(
+                      3,
+                      [&](Comm& comm) {
+                        Rank rank(comm);
+                        if (comm.rank() == failing) limit_files(1000);
+                        rank.save(run, 2, 1);
+                      },
+                      RanksAre::processes),
+                  {fmt::format("rank {}: cannot write (File too large)", failing), "step-00000002.tmp"});
+  // One with another optimizer: the model's file is there already.
+  expect_intact(run_ranks(3,
+                          [&](Comm& comm) {
+                            Rank rank(comm);
+                            if (comm.rank() == 1) rank.optimizer.back().name = "another";
+                            rank.save(run, 2, 1);
+                          }),
+                {"rank 1: the tensors are not those of rank 0", "optimizer.safetensors"});
+  // A rank that sees another folder.
+  for (const char* elsewhere : {"other", "gone"})
+    expect_intact(
+        run_ranks(3, [&](Comm& comm) { Rank(comm).save(comm.rank() == 2 ? path(elsewhere) : run, 2, 1); }),
+        {"rank 2: ", "does not see", "No such file", path(elsewhere), "share"});
+  // A step that was saved, and another process that writes there.
+  expect_intact(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 1); }),
+                {"rank 0: a checkpoint of this step exists", last});
+  const FolderLock lock(run + "/checkpoints");
+  expect_intact(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 2); }), {"rank 0: another process"});
 }
 
-TEST_F(CheckpointRanks, WhatAllRanksHaveIsWrittenOnce) {
-  const auto said = run_ranks(3, [&](Comm& comm) {
-    float value = comm.rank() == 0 ? 4.0f : -1.0f;  // rank 0's counts
-    write_safetensors(path("file"), std::vector<NamedTensor>{{"v", Tensor(&value, {1})}}, kMetadata,
-                      Existing::refuse, comm);
-  });
-  EXPECT_EQ(said, well(3));
-  float value = 0;
-  SafetensorsReader(path("file")).read("v", {"v", Tensor(&value, {1})});
-  EXPECT_EQ(value, 4);
-}
-
-// Writes `truth` by three ranks, each with a path of its own; what they say.
-std::vector<std::string> write_at(const Tensors& truth, const std::function<std::string(int)>& path_of,
-                                  RanksAre are = RanksAre::threads,
-                                  const std::function<void(int)>& before = {}) {
-  return run_ranks(
-      3,
-      [&](Comm& comm) {
-        if (before) before(comm.rank());
-        write_safetensors(path_of(comm.rank()), cut(truth.list, 5, comm.rank(), 3), kMetadata,
-                          Existing::refuse, comm);
-      },
-      are);
-}
-
-TEST_F(CheckpointRanks, ARankThatSeesAnotherFolderSaysSo) {
-  const Tensors truth = every_kind();
-  fs::create_directory(path("shared"));
-  fs::create_directory(path("other"));
-  const auto path_of = [&](int rank) { return path(rank == 2 ? "other/file" : "shared/file"); };
-  const std::vector<std::string> not_there = write_at(truth, path_of);
-  expect_same(not_there, {"rank 2: ", "does not see", "No such file", path("other/file"), "share"},
-              path("shared"));
-  // Left there by an earlier run on that machine.
-  folder_.write("other/file.tmp", std::string(100'000, '\1'));
-  expect_same(write_at(truth, path_of), {"rank 2: ", "does not see", "another file", path("other/file")},
-              path("shared"));
-  EXPECT_EQ(folder_.read("other/file.tmp"), std::string(100'000, '\1'));
-  fs::remove(path("other/file.tmp"));
-  expect_same(write_at(truth, [&](int rank) { return path(rank == 0 ? "gone/file" : "shared/file"); }),
-              {"rank 0: cannot write", path("gone/file"), "No such file"}, path("shared"));
-  folder_.write("shared/file", "taken");
-  expect_same(write_at(truth, path_of), {"rank 0: ", path("shared/file"), "overwritten"}, path("shared"),
-              {"file"});
-  EXPECT_EQ(folder_.read("shared/file"), "taken");
-}
-
-TEST_F(CheckpointRanks, AFullDiskShowsBeforeAnythingIsWritten) {
-  const TinyDisk tiny(path("disk"), "256k");
+TEST_F(CheckpointRanks, AFullDiskKeepsTheCheckpointsThatFit) {
+  const TinyDisk tiny(path("disk"), "200k");
   if (!tiny.mounted()) GTEST_SKIP() << "cannot mount a small disk here (needs root)";
-  const Tensors truth = every_kind();  // 5.8 MB
-  expect_same(write_at(truth, [&](int) { return path("disk/file"); }),
-              {"rank 0: cannot write", "No space left", path("disk/file"), "free some space"}, path("disk"));
+  int64_t step = 0;
+  std::vector<std::string> said = well(3);
+  while (said == well(3))
+    said = run_ranks(3, [&](Comm& comm) { Rank(comm).save(path("disk"), step + 1); }), ++step;
+  ASSERT_GT(step, 2);
+  std::set<std::string> kept;
+  for (int64_t k = 1; k < step; ++k) kept.insert(fmt::format("step-{:08}", k));
+  expect_same(said, {"rank 0: ", "No space left", "free some space"}, path("disk/checkpoints"), kept);
+  const std::string last = path(fmt::format("disk/checkpoints/step-{:08}", step - 1));
+  EXPECT_EQ(run_ranks(2,
+                      [&](Comm& comm) {
+                        EXPECT_EQ(newest_checkpoint(comm, path("disk")), last);
+                        Rank(comm).expect_loads(last, static_cast<float>(step - 1));
+                      }),
+            well(2));
 }
 
-// The largest file that this process may write from now on; an error instead of a signal beyond.
-void limit_files(rlim_t bytes) {
-  std::signal(SIGXFSZ, SIG_IGN);
-  const rlimit limit{bytes, bytes};
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
-}
-
-TEST_F(CheckpointRanks, OneRankThatCannotWriteStopsAll) {
-  const Tensors truth = every_kind();
-  fs::create_directory(path("run"));
-  for (int failing = 0; failing < 3; ++failing) {
-    const auto said = write_at(
-        truth, [&](int) { return path("run/file"); }, RanksAre::processes,
-        [&](int rank) {
-          if (rank == failing) limit_files(1 << 20);
-        });
-    expect_same(said, {fmt::format("rank {}: cannot write", failing), "File too large", path("run/file")},
-                path("run"));
+/// A rank that is gone after some meetings.
+class LeavingComm : public Comm {
+ public:
+  LeavingComm(Comm& inner, int meetings) : Comm(inner.rank(), inner.size()), inner_(inner), left_(meetings) {}
+  void sum(std::span<double> values) override {
+    if (left_-- == 0) throw std::logic_error("gone");
+    inner_.sum(values);
   }
+  bool gone() const { return left_ < 0; }
+
+ private:
+  Comm& inner_;
+  int left_;
+};
+
+TEST_F(CheckpointRanks, ARankThatLeavesAtAnyMomentDoesNoHarm) {
+  const std::string out = path("run");
+  ASSERT_EQ(run_ranks(3, [&](Comm& comm) { Rank(comm).save(out, 1); }), well(3));
+  for (const int leaver : {0, 2}) {
+    int meetings = 0;
+    for (bool gone = true; gone; ++meetings) {
+      const auto said = run_ranks(3, [&](Comm& inner) {
+        LeavingComm comm(inner, inner.rank() == leaver ? meetings : 1 << 30);
+        Rank rank(comm);
+        try {
+          rank.save(out, 2, 0, Existing::replace);
+        } catch (...) {
+          if (inner.rank() == leaver) gone = comm.gone();
+          throw;
+        }
+        if (inner.rank() == leaver) gone = false;
+      });
+      EXPECT_EQ(said == well(3), !gone);
+      // Complete or not there at all: whoever resumes sees one of the two steps.
+      std::vector<std::string> passed_over;
+      const auto newest = newest_checkpoint(out, &passed_over);
+      ASSERT_TRUE(newest);
+      EXPECT_TRUE(passed_over.empty());
+      Comm alone;
+      Rank(alone).expect_loads(*newest, static_cast<float>(checkpoint_step(*newest)));
+      Rank(alone).expect_loads(out + "/checkpoints/step-00000001", 1);
+      for (const fs::directory_entry& entry : fs::directory_iterator(out + "/checkpoints"))
+        EXPECT_FALSE(entry.path().string().ends_with(".tmp")) << entry.path() << " " << meetings;
+      fs::remove_all(out + "/checkpoints/step-00000002");
+    }
+    EXPECT_GT(meetings, 10);
+  }
+}
+
+TEST_F(CheckpointRanks, OldOnesGoWhenTheNewOneIsThere) {
+  for (int64_t step = 1; step <= 4; ++step) {
+    const auto said = run_ranks(2, [&](Comm& comm) { Rank(comm).save(path("run"), step, 2); });
+    EXPECT_EQ(said, well(2));
+  }
+  expect_same(run_ranks(2, [&](Comm& comm) { Rank(comm).save(path("run"), 4, 2, Existing::replace); }), {},
+              path("run/checkpoints"), {"step-00000003", "step-00000004"});
+}
+
+TEST_F(CheckpointRanks, Rank0LooksForTheNewestCheckpointAndAllKnowIt) {
+  const std::string first = path("run/checkpoints/step-00000001");
+  const auto newest = [&](const std::function<std::string(int)>& out_of,
+                          const std::optional<std::string>& expected, size_t damaged) {
+    return run_ranks(3, [&](Comm& comm) {
+      std::vector<std::string> passed_over;
+      EXPECT_EQ(newest_checkpoint(comm, out_of(comm.rank()), &passed_over), expected);
+      EXPECT_EQ(passed_over.size(), comm.rank() == 0 ? damaged : 0);
+    });
+  };
+  const auto run = [&](int) { return path("run"); };
+  EXPECT_EQ(newest(run, std::nullopt, 0), well(3));
+  ASSERT_EQ(run_ranks(2,
+                      [&](Comm& comm) {
+                        Rank(comm).save(path("run"), 1);
+                        Rank(comm).save(path("run"), 2);
+                      }),
+            well(2));
+  EXPECT_EQ(newest(run, path("run/checkpoints/step-00000002"), 0), well(3));
+  folder_.write("run/checkpoints/step-00000002/model.safetensors", "damage");
+  EXPECT_EQ(newest(run, first, 1), well(3));
+  // Rank 0's word counts, wherever the others would look.
+  EXPECT_EQ(newest([&](int rank) { return path(rank == 0 ? "run" : "gone"); }, first, 1), well(3));
+}
+
+TEST_F(CheckpointRanks, FoldersThatAreNotSharedAreNoticedAtTheStart) {
+  fs::create_directories(path("a"));
+  fs::create_directories(path("b"));
+  for (const int ranks : {1, 3})
+    expect_same(run_ranks(ranks, [&](Comm& comm) { expect_shared(comm, path("a")); }), {}, path("a"));
+  const auto said =
+      run_ranks(3, [&](Comm& comm) { expect_shared(comm, path(comm.rank() == 1 ? "b" : "a")); });
+  expect_same(said, {"rank 1: ", "does not see", path("b")}, path("a"));
+  expect_same(run_ranks(3, [&](Comm& comm) { expect_shared(comm, path("gone")); }),
+              {"rank 0: cannot write", path("gone")}, path("b"));
 }
 
 }  // namespace
