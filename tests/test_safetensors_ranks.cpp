@@ -135,6 +135,35 @@ TEST_F(SafetensorsRanks, AnyNumberOfRanksReadsItBack) {
   }
 }
 
+TEST_F(SafetensorsRanks, PiecesMayLieInTheMemoryOfAGpu) {
+  if constexpr (!kHaveGpu) GTEST_SKIP() << "built without CUDA";
+  Context ctx;
+  use_gpu(ctx, 0, DType::f32);
+  Tensors truth = every_kind();
+  truth.fill(4);
+  write_safetensors(path("host"), truth.list);
+  // Copies there, from which the file is written, and others into which it is read.
+  std::vector<NamedTensor> from = truth.list, to = truth.list;
+  Arena arena("tensors of a test");
+  for (std::vector<NamedTensor>* list : {&from, &to})
+    for (NamedTensor& t : *list) arena.add(&t.value, t.value.dtype, t.value.shape), t.where = &ctx;
+  arena.allocate(ctx);
+  for (size_t i = 0; i < from.size(); ++i) {
+    OnHost host(ctx, from[i].value, /*load=*/false);
+    std::memcpy(host->data, truth.memory[i].data(), static_cast<size_t>(host->bytes()));
+    host.store();
+  }
+  write_safetensors(path("gpu"), cut(from, 1, /*rank=*/0, /*ranks=*/1));
+  EXPECT_TRUE(folder_.read("gpu") == folder_.read("host"));
+  const SafetensorsReader file(path("gpu"));
+  for (const NamedTensor& piece : cut(to, 2, 0, 1)) file.read(piece.name, piece);
+  for (size_t i = 0; i < to.size(); ++i) {
+    const OnHost host(ctx, to[i].value);
+    EXPECT_EQ(std::memcmp(host->data, truth.memory[i].data(), static_cast<size_t>(host->bytes())), 0)
+        << to[i].name;
+  }
+}
+
 TEST_F(SafetensorsRanks, APieceOfAnotherShapeIsRefused) {
   Tensors truth = every_kind();
   write_safetensors(path("file"), truth.list);
