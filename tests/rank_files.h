@@ -15,7 +15,8 @@
 
 #include "model/safetensors.h"
 #include "random.h"
-#include "tests/comm_threads.h"
+#include "tests/rank_processes.h"
+#include "tests/rank_threads.h"
 #include "tests/temporary_folder.h"
 
 /// Tensors with memory of their own, as a rank has them.
@@ -58,6 +59,15 @@ inline std::vector<NamedTensor> cut(const std::vector<NamedTensor>& wholes, uint
     } while (first < whole.rows());
   }
   return pieces;
+}
+
+enum class RanksAre : uint8_t { threads, processes };
+
+/// Runs `body` on every rank at once. Returns what each rank threw, "" for nothing.
+inline std::vector<std::string> run_ranks(int ranks, const std::function<void(Comm&)>& body,
+                                          RanksAre are = RanksAre::threads) {
+  if (are == RanksAre::processes) return on_processes(ranks, body);
+  return on_ranks(ranks, [&](const std::shared_ptr<Comm>& comm) { body(*comm); });
 }
 
 /// What run_ranks() returns when nobody has anything to say.

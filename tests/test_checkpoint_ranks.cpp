@@ -1,4 +1,5 @@
 // Checkpoints that several ranks write, each what it owns, and that any number of ranks resumes.
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -244,54 +245,64 @@ TEST_F(CheckpointRanks, AFullDiskKeepsTheCheckpointsThatFit) {
             well(2));
 }
 
-/// A rank that is gone after some meetings.
+/// A rank that does something else instead of coming to a meeting.
 class LeavingComm : public Comm {
  public:
-  LeavingComm(Comm& inner, int meetings) : Comm(inner.rank(), inner.size()), inner_(inner), left_(meetings) {}
+  LeavingComm(Comm& inner, int meetings, std::function<void()> leave)
+      : Comm(inner.rank(), inner.size()), inner_(inner), left_(meetings), leave_(std::move(leave)) {}
   void sum(std::span<double> values) override {
-    if (left_-- == 0) throw std::logic_error("gone");
+    if (left_-- == 0) leave_();
     inner_.sum(values);
   }
-  bool gone() const { return left_ < 0; }
 
  private:
   Comm& inner_;
   int left_;
+  std::function<void()> leave_;
 };
 
-TEST_F(CheckpointRanks, ARankThatLeavesAtAnyMomentDoesNoHarm) {
-  const std::string out = path("run");
+class LeavingRank : public FilesByRanks, public ::testing::WithParamInterface<std::tuple<RanksAre, int>> {};
+
+TEST_P(LeavingRank, DoesNoHarmAtAnyMoment) {
+  const auto [are, leaver] = GetParam();
+  const std::string out = path("run"), first = out + "/checkpoints/step-00000001";
   ASSERT_EQ(run_ranks(3, [&](Comm& comm) { Rank(comm).save(out, 1); }), well(3));
-  for (const int leaver : {0, 2}) {
-    int meetings = 0;
-    for (bool gone = true; gone; ++meetings) {
-      const auto said = run_ranks(3, [&](Comm& inner) {
-        LeavingComm comm(inner, inner.rank() == leaver ? meetings : 1 << 30);
-        Rank rank(comm);
-        try {
-          rank.save(out, 2, 0, Existing::replace);
-        } catch (...) {
-          if (inner.rank() == leaver) gone = comm.gone();
-          throw;
-        }
-        if (inner.rank() == leaver) gone = false;
-      });
-      EXPECT_EQ(said == well(3), !gone);
-      // Complete or not there at all: whoever resumes sees one of the two steps.
-      std::vector<std::string> passed_over;
-      const auto newest = newest_checkpoint(out, &passed_over);
-      ASSERT_TRUE(newest);
-      EXPECT_TRUE(passed_over.empty());
-      Comm alone;
-      Rank(alone).expect_loads(*newest, static_cast<float>(checkpoint_step(*newest)));
-      Rank(alone).expect_loads(out + "/checkpoints/step-00000001", 1);
-      for (const fs::directory_entry& entry : fs::directory_iterator(out + "/checkpoints"))
+  const auto before = files_in(folder_, first);
+  // A process is killed; a thread throws, and then the others clean up.
+  const auto leave = [killed = are == RanksAre::processes] {
+    if (killed) ::raise(SIGKILL);
+    throw std::logic_error("gone");
+  };
+  int meetings = 0;
+  for (std::vector<std::string> said; said != well(3); ++meetings) {
+    const auto save = [&](Comm& inner) {
+      LeavingComm comm(inner, inner.rank() == leaver ? meetings : 1 << 30, leave);
+      Rank(comm).save(out, 2, 0, Existing::replace);
+    };
+    said = run_ranks(3, save, are);
+    // The new one is complete or not there at all, and the old one as it was.
+    std::vector<std::string> passed_over;
+    const auto newest = newest_checkpoint(out, &passed_over);
+    ASSERT_TRUE(newest);
+    EXPECT_TRUE(passed_over.empty());
+    EXPECT_TRUE(files_in(folder_, first) == before);
+    Comm alone;
+    Rank(alone).expect_loads(*newest, static_cast<float>(checkpoint_step(*newest)));
+    for (const fs::directory_entry& entry : fs::directory_iterator(out + "/checkpoints"))
+      if (are == RanksAre::threads || leaver != 0) {
         EXPECT_FALSE(entry.path().string().ends_with(".tmp")) << entry.path() << " " << meetings;
-      fs::remove_all(out + "/checkpoints/step-00000002");
-    }
-    EXPECT_GT(meetings, 10);
+      }
+    fs::remove_all(out + "/checkpoints/step-00000002");
   }
+  EXPECT_GT(meetings, 10);
+  // What rank 0 left in the last time is no obstacle.
+  EXPECT_EQ(run_ranks(2, [&](Comm& comm) { Rank(comm).save(out, 2); }), well(2));
+  expect_same(well(1), {}, out + "/checkpoints", {"step-00000001", "step-00000002"});
 }
+
+INSTANTIATE_TEST_SUITE_P(Each, LeavingRank,
+                         ::testing::Combine(::testing::Values(RanksAre::threads, RanksAre::processes),
+                                            ::testing::Values(0, 2)));
 
 TEST_F(CheckpointRanks, OldOnesGoWhenTheNewOneIsThere) {
   for (int64_t step = 1; step <= 4; ++step) {

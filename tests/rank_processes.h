@@ -1,5 +1,5 @@
-// Ranks for tests of what happens on the host: threads of this process, or child processes, that meet in
-// shared memory. Only Comm::sum is there.
+// Several ranks as processes of one machine, for tests: children that share files and one block of memory, in
+// which they meet. For what happens on the host: only Comm::sum is there. Threads are in rank_threads.h.
 #pragma once
 
 #include <omp.h>
@@ -20,7 +20,7 @@
 
 #include "model/kernels/comm.h"
 
-/// Where N ranks meet: memory that processes made by fork() share.
+/// Where N ranks meet: memory that processes that fork() made share.
 struct MeetingPlace {
   static constexpr int kRanks = 16, kNumbers = 1 << 14;
   std::atomic<int> arrived{0}, round{0}, left{0};
@@ -35,12 +35,12 @@ struct MeetingPlace {
   }
 };
 
-class MeetingComm : public Comm {
+class ProcessComm final : public Comm {
  public:
-  MeetingComm(int rank, int size, MeetingPlace& place) : Comm(rank, size), place_(place) {}
+  ProcessComm(int rank, int size, MeetingPlace& place) : Comm(rank, size), place_(place) {}
 
   void sum(std::span<double> values) override {
-    if (values.size() > MeetingPlace::kNumbers) throw std::logic_error("MeetingComm: too many numbers");
+    if (values.size() > MeetingPlace::kNumbers) throw std::logic_error("ProcessComm: too many numbers");
     std::copy(values.begin(), values.end(), place_.numbers[rank()]);
     meet();
     for (size_t i = 0; i < values.size(); ++i) {
@@ -60,44 +60,40 @@ class MeetingComm : public Comm {
       return;
     }
     while (place_.round == round) {
-      if (place_.left > 0 && place_.round == round) throw std::logic_error("MeetingComm: a rank has left");
+      if (place_.left > 0 && place_.round == round) throw std::logic_error("ProcessComm: a rank has left");
       std::this_thread::yield();
     }
   }
   MeetingPlace& place_;
 };
 
-enum class RanksAre : uint8_t { threads, processes };
-
-/// Runs `work` on N ranks; what each threw, "" for nothing. Processes share files and nothing else, and run
-/// operations with one thread.
-inline std::vector<std::string> run_ranks(int ranks, const std::function<void(Comm&)>& work,
-                                          RanksAre are = RanksAre::threads) {
+/// Runs `body` on every rank at once. Returns what each rank threw, "" for nothing. Operations run with one
+/// thread; expectations of a child are not heard. A rank that a signal ended has said "killed".
+inline std::vector<std::string> on_processes(int ranks, const std::function<void(Comm&)>& body) {
   MeetingPlace* place = MeetingPlace::make();
-  const auto run = [&](int rank) {
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < ranks; ++rank) {
+    children.push_back(::fork());
+    if (children.back() != 0) continue;
+    omp_set_num_threads(1);  // the parent's threads are not here
     std::string said;
     try {
-      MeetingComm comm(rank, ranks, *place);
-      work(comm);
+      ProcessComm comm(rank, ranks, *place);
+      body(comm);
     } catch (const std::exception& error) {
       said = error.what();
     }
     said.copy(place->said[rank], sizeof place->said[rank] - 1);
     ++place->left;
-  };
-  if (are == RanksAre::threads) {
-    std::vector<std::jthread> threads;
-    for (int rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-  } else {
-    std::vector<pid_t> children;
-    for (int rank = 0; rank < ranks; ++rank) {
-      children.push_back(::fork());
-      if (children.back() != 0) continue;
-      omp_set_num_threads(1);  // the parent's threads are not here
-      run(rank);
-      ::_exit(0);
-    }
-    for (const pid_t child : children) ::waitpid(child, nullptr, 0);
+    ::_exit(0);
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    int status = 0;
+    const pid_t child = ::waitpid(-1, &status, 0);
+    if (WIFEXITED(status)) continue;
+    const auto killed = std::find(children.begin(), children.end(), child) - children.begin();
+    std::string("killed").copy(place->said[killed], 7);
+    ++place->left;
   }
   std::vector<std::string> said(place->said, place->said + ranks);
   ::munmap(place, sizeof *place);
