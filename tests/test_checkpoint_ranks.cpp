@@ -210,7 +210,12 @@ TEST_F(CheckpointRanks, WhateverFailsTheLastCheckpointIsIntact) {
                           [&](Comm& comm) {
                             Rank rank(comm);
                             if (comm.rank() == 1) rank.optimizer.back().name = "another";
-                            rank.save(run, 2, 1);
+                            try {
+                              rank.save(run, 2, 1);
+                            } catch (const RunError&) {  // what failed is gone before anyone goes on
+                              EXPECT_FALSE(fs::exists(run + "/checkpoints/step-00000002.tmp"));
+                              throw;
+                            }
                           }),
                 {"rank 1: the tensors are not those of rank 0", "optimizer.safetensors"});
   // A rank that sees another folder.
@@ -222,7 +227,9 @@ TEST_F(CheckpointRanks, WhateverFailsTheLastCheckpointIsIntact) {
   expect_intact(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 1); }),
                 {"rank 0: a checkpoint of this step exists", last});
   const FolderLock lock(run + "/checkpoints");
-  expect_intact(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 2); }), {"rank 0: another process"});
+  fs::create_directory(run + "/checkpoints/step-00000002.tmp");  // its own, and not to be touched
+  expect_same(run_ranks(3, [&](Comm& comm) { Rank(comm).save(run, 2); }), {"rank 0: another process"},
+              run + "/checkpoints", {"step-00000001", "step-00000002.tmp"});
 }
 
 TEST_F(CheckpointRanks, AFullDiskKeepsTheCheckpointsThatFit) {
@@ -264,7 +271,8 @@ class LeavingComm : public Comm {
 class LeavingRank : public FilesByRanks, public ::testing::WithParamInterface<std::tuple<RanksAre, int>> {};
 
 TEST_P(LeavingRank, DoesNoHarmAtAnyMoment) {
-  const auto [are, leaver] = GetParam();
+  const RanksAre are = std::get<0>(GetParam());
+  const int leaver = std::get<1>(GetParam());
   const std::string out = path("run"), first = out + "/checkpoints/step-00000001";
   ASSERT_EQ(run_ranks(3, [&](Comm& comm) { Rank(comm).save(out, 1); }), well(3));
   const auto before = files_in(folder_, first);
