@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <random>
 #include <system_error>
 #include <utility>
 
@@ -153,14 +154,30 @@ void FileWriter::write(const void* bytes, int64_t count) {
   size_ += count;
 }
 
+void FileWriter::reserve(int64_t bytes) {
+  if (bytes < size_) throw std::logic_error("FileWriter::reserve: fewer bytes than were written");
+  int error = 0;
+  do {
+    // Not posix_fallocate, which writes a byte into every block where the file system cannot do this.
+    error = bytes == 0 || ::fallocate(fd_, 0, 0, bytes) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == EOPNOTSUPP || error == ENOSYS) error = ::ftruncate(fd_, bytes) == 0 ? 0 : errno;
+  if (error != 0) fail("cannot write", path_, error);
+  size_ = bytes;
+}
+
 void FileWriter::rewrite(int64_t offset, const void* bytes, int64_t count) {
   if (offset < 0 || count > size_ - offset)
     throw std::logic_error("FileWriter::rewrite: outside of what was written");
   write_all(fd_, bytes, count, offset, path_);
 }
 
-void FileWriter::commit() {
+void FileWriter::sync() {
   if (::fsync(fd_) != 0) fail("cannot write", path_, errno);
+}
+
+void FileWriter::commit() {
+  sync();
   const int error = existing_ == Existing::refuse ? rename_new(temporary_.c_str(), path_.c_str())
                     : ::rename(temporary_.c_str(), path_.c_str()) != 0 ? errno
                                                                        : 0;
@@ -168,6 +185,40 @@ void FileWriter::commit() {
   if (error != 0) fail("cannot give the finished file its name", path_, error);
   if (::close(std::exchange(fd_, -1)) != 0) fail("cannot write", path_, errno);
   sync_folder(folder_of(path_));
+}
+
+std::string new_mark() {
+  std::random_device device;
+  const uint64_t bits = uint64_t{device()} << 32 | device() | uint64_t{1} << 63;
+  return {reinterpret_cast<const char*>(&bits), sizeof bits};
+}
+
+FileShare::FileShare(const std::string& path, std::string_view mark) : path_(path) {
+  fd_ = ::open((path + ".tmp").c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  const auto elsewhere = [&](const std::string& why) {
+    return RunError(
+        fmt::format("this process does not see the file that another one has begun ({}), {}, use a folder "
+                    "that all of them share",
+                    why, path));
+  };
+  if (fd_ < 0) throw elsewhere(std::strerror(errno));
+  std::string there(mark.size(), '\0');
+  const ssize_t got = ::pread(fd_, there.data(), there.size(), 0);
+  if (got == static_cast<ssize_t>(mark.size()) && there == mark) return;
+  ::close(fd_);
+  throw elsewhere("there is another file of this name");
+}
+
+FileShare::~FileShare() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void FileShare::rewrite(int64_t offset, const void* bytes, int64_t count) {
+  write_all(fd_, bytes, count, offset, path_);
+}
+
+void FileShare::finish() {
+  if (::fsync(fd_) != 0 || ::close(std::exchange(fd_, -1)) != 0) fail("cannot write", path_, errno);
 }
 
 std::string read_text(const std::string& path, const std::string& what, int64_t limit) {

@@ -45,10 +45,15 @@ class FileWriter {
 
   /// Appends; a short or failing write is a RunError.
   void write(const void* bytes, int64_t count);
-  /// Overwrites bytes that were appended before (a header whose fields are known at the end).
+  /// Makes the file `bytes` long, zeros behind what was appended, for rewrite() to fill in any order. Takes
+  /// the space at once where the file system can, so that a full disk shows before anything is written.
+  void reserve(int64_t bytes);
+  /// Overwrites bytes that were appended or reserved before (a header whose fields are known at the end).
   void rewrite(int64_t offset, const void* bytes, int64_t count);
-  /// Bytes appended so far.
+  /// Bytes appended or reserved so far.
   int64_t size() const { return size_; }
+  /// What was written so far is on disk, and other processes see it.
+  void sync();
   /// fsync, rename, fsync of the folder. With Existing::refuse, a file that appeared meanwhile
   /// is kept and is an error.
   void commit();
@@ -58,6 +63,28 @@ class FileWriter {
   Existing existing_;
   int fd_ = -1;
   int64_t size_ = 0;
+};
+
+/// What an unfinished file begins with, for other processes to know it by: eight bytes, new each time, and as
+/// a little-endian length more than any file has.
+std::string new_mark();
+
+/// A file that another process has under construction, for writing a share of it at the same time. That
+/// process has it as a FileWriter, with `mark` as its first bytes.
+class FileShare {
+ public:
+  /// RunError when there is no such file, or one without the mark: this process then sees another folder.
+  FileShare(const std::string& path, std::string_view mark);
+  ~FileShare();
+  FileShare(const FileShare&) = delete;
+
+  void rewrite(int64_t offset, const void* bytes, int64_t count);
+  /// The share is on disk; the last call.
+  void finish();
+
+ private:
+  std::string path_;
+  int fd_;
 };
 
 /// A 64-bit hash of a file's bytes, to notice damage (not malice); reads at memory speed.

@@ -4,10 +4,13 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 
 #include <fmt/format.h>
 
 #include "error.h"
+#include "model/gpt2_config.h"
+#include "model/kernels/together.h"
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
@@ -80,47 +83,57 @@ void verify(const std::string& folder, const char* name) {
     throw RunError(fmt::format("its bytes are not those that were saved, {}, use another checkpoint", path));
 }
 
-void write_files(const CheckpointToSave& what, const std::string& folder) {
-  std::vector<NamedTensor> tensors;
-  for (const Parameter& p : what.parameters)
-    tensors.push_back({p.name, p.value, p.transposed_on_disk, what.parameters.context()});
-  write_safetensors(folder + "/" + kModel, tensors);
-  write_text(folder + "/" + kConfig, gpt2_config_json(what.config, what.end_of_text), Existing::refuse);
-  write_safetensors(folder + "/" + kOptimizer, what.optimizer);
-  Json state = what.state;
-  for (const char* name : {kModel, kOptimizer}) state["hashes"][name] = hash_text(folder + "/" + name);
-  write_text(folder + "/" + kState, state.dump(1) + "\n", Existing::refuse);
-  if (!what.tokenizer.empty()) write_text(folder + "/tokenizer.json", what.tokenizer, Existing::refuse);
+// What rank 0 does for all of them.
+template <typename Work>
+void by_rank_0(Comm& comm, Work&& work) {
+  together(comm, [&] {
+    if (comm.rank() != 0) return;
+    try {
+      work();
+    } catch (const fs::filesystem_error& error) {
+      throw RunError(fmt::format("cannot write the checkpoint ({}), {}, check the folder and its permissions",
+                                 error.code().message(), error.path1().string()));
+    }
+  });
 }
 
-std::string save(const CheckpointToSave& what) {
-  expect(what.step >= 0, "save_checkpoint: negative step");
-  const std::string parent = folder_of_run(what.out);
-  std::string folder = fmt::format("{}/step-{:08}", parent, what.step);
-  const std::string temporary = folder + kTemporary;
-  make_folder(parent);
-  sync_folder(what.out);
-  const FolderLock lock(parent);
-  remove_stale(parent);
-  if (what.existing == Existing::refuse && fs::exists(folder))
-    throw RunError(fmt::format(
-        "a checkpoint of this step exists and nothing is overwritten, {}, choose another --out", folder));
-  try {
-    make_folder(temporary);
-    write_files(what, temporary);
-    sync_folder(temporary);
-    rename_folder(temporary, folder, what.existing);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
-  fs::remove_all(temporary);  // the replaced one, if there was one
-  // The new one is complete and on disk: only now may older ones go.
-  int64_t kept = 0;
-  for (const auto& [step, path] : list_checkpoints(what.out))
-    if (what.keep > 0 && step <= what.step && ++kept > what.keep) remove_checkpoint(path);
-  return folder;
+// The parameters as tensors, those of other ranks without data.
+std::vector<NamedTensor> model_pieces(const CheckpointToSave& what, int rank) {
+  const ParameterTable& table = what.parameters;
+  std::vector<NamedTensor> pieces;
+  size_t parameters = 0;
+  const auto add = [&](const Parameter& p, int64_t first, int64_t rows, int owner) {
+    NamedTensor piece{p.name, p.value, p.transposed_on_disk, table.context(), first, p.shape[0]};
+    piece.value = p.value.slice(first, rows);
+    if (owner != rank || !p.value) piece.value.data = nullptr;
+    parameters += pieces.empty() || pieces.back().name != p.name ? 1 : 0;
+    pieces.push_back(piece);
+  };
+  for (const OwnedRows& o : what.owned) add(table.rows().at(o.parameter), o.first, o.rows, o.owner);
+  if (what.owned.empty())
+    for (const Parameter& p : table) add(p, 0, p.shape[0], /*owner=*/0);
+  expect(parameters == table.rows().size(), "save_checkpoint: a parameter has no owner");
+  return pieces;
+}
+
+// Everything in the folder; all ranks.
+void write_files(const CheckpointToSave& what, const std::string& folder, Comm& comm) {
+  const std::map<std::string, std::string> metadata{{"format", "pt"}};
+  const auto write = [&](const char* name, std::span<const NamedTensor> tensors) {
+    write_safetensors(folder + "/" + name, tensors, metadata, Existing::refuse, comm);
+  };
+  std::vector<NamedTensor> model;
+  together(comm, [&] { model = model_pieces(what, comm.rank()); });
+  write(kModel, model);
+  write(kOptimizer, what.optimizer);
+  by_rank_0(comm, [&] {
+    write_text(folder + "/" + kConfig, gpt2_config_json(what.config, what.end_of_text), Existing::refuse);
+    Json state = what.state;
+    for (const char* name : {kModel, kOptimizer}) state["hashes"][name] = hash_text(folder + "/" + name);
+    write_text(folder + "/" + kState, state.dump(1) + "\n", Existing::refuse);
+    if (!what.tokenizer.empty()) write_text(folder + "/tokenizer.json", what.tokenizer, Existing::refuse);
+    sync_folder(folder);
+  });
 }
 
 // Why a checkpoint cannot be used, or "" when it can: reads everything once.
@@ -151,12 +164,47 @@ std::string config_file(const std::string& path) {
 }  // namespace
 
 std::string save_checkpoint(const CheckpointToSave& what) {
+  expect(what.step >= 0, "save_checkpoint: negative step");
+  Comm& comm = *what.parameters.context()->comm;
+  const std::string parent = folder_of_run(what.out);
+  std::string folder = fmt::format("{}/step-{:08}", parent, what.step);
+  const std::string temporary = folder + kTemporary;
+  std::unique_ptr<FolderLock> lock;
+  bool begun = false;  // by rank 0, and not by another process
+  const auto discard = [&] {
+    std::error_code ignored;
+    if (begun) fs::remove_all(temporary, ignored);
+  };
   try {
-    return save(what);
-  } catch (const fs::filesystem_error& error) {
-    throw RunError(fmt::format("cannot write the checkpoint ({}), {}, check the folder and its permissions",
-                               error.code().message(), error.path1().string()));
+    by_rank_0(comm, [&] {
+      make_folder(parent);
+      sync_folder(what.out);
+      lock = std::make_unique<FolderLock>(parent);
+      remove_stale(parent);
+      if (what.existing == Existing::refuse && fs::exists(folder))
+        throw RunError(fmt::format(
+            "a checkpoint of this step exists and nothing is overwritten, {}, choose another --out", folder));
+      begun = true;
+      make_folder(temporary);
+    });
+    write_files(what, temporary, comm);
+    by_rank_0(comm, [&] { rename_folder(temporary, folder, what.existing); });
+  } catch (const SharedFailure&) {
+    discard();
+    comm.barrier();  // the end of another rank may be the end of this one
+    throw;
+  } catch (...) {
+    discard();
+    throw;
   }
+  by_rank_0(comm, [&] {
+    fs::remove_all(temporary);  // the replaced one, if there was one
+    // The new one is complete and on disk: only now may older ones go.
+    int64_t kept = 0;
+    for (const auto& [step, path] : list_checkpoints(what.out))
+      if (what.keep > 0 && step <= what.step && ++kept > what.keep) remove_checkpoint(path);
+  });
+  return folder;
 }
 
 std::optional<std::string> newest_checkpoint(const std::string& out, std::vector<std::string>* passed_over) {
@@ -166,6 +214,43 @@ std::optional<std::string> newest_checkpoint(const std::string& out, std::vector
     if (passed_over) passed_over->push_back(why_not);
   }
   return std::nullopt;
+}
+
+std::optional<std::string> newest_checkpoint(Comm& comm, const std::string& out,
+                                             std::vector<std::string>* passed_over) {
+  std::string found, hash;
+  together(comm, [&] {
+    if (comm.rank() != 0) return;
+    found = newest_checkpoint(out, passed_over).value_or("");
+    if (!found.empty()) hash = hash_text(found + "/" + kState);
+  });
+  found = broadcast_text(comm, found), hash = broadcast_text(comm, hash);
+  if (found.empty()) return std::nullopt;
+  together(comm, [&] {
+    // It has the hashes of the other files.
+    const std::string state = found + "/" + kState;
+    std::error_code ignored;
+    if (!fs::exists(state, ignored) || hash_text(state) != hash)
+      throw RunError(
+          fmt::format("this rank does not see the checkpoint that rank 0 sees, {}, use a folder "
+                      "that all ranks share",
+                      found));
+  });
+  return found;
+}
+
+void expect_shared(Comm& comm, const std::string& folder) {
+  if (comm.alone()) return;
+  const std::string path = folder + "/shared", mark = broadcast_text(comm, new_mark());
+  std::unique_ptr<FileWriter> file;
+  by_rank_0(comm, [&] {
+    file = std::make_unique<FileWriter>(path, Existing::replace);
+    file->write(mark.data(), static_cast<int64_t>(mark.size()));
+    file->sync();
+  });
+  together(comm, [&] {
+    if (!file) FileShare(path, mark).finish();
+  });
 }
 
 int64_t checkpoint_step(const std::string& folder) {
@@ -216,7 +301,7 @@ void check_head(const SafetensorsReader& file, const SafetensorsReader::Entry& h
 
 void load_parameters(const std::string& path, ParameterTable& parameters) {
   const SafetensorsReader file(model_file(path));
-  if (fs::is_directory(path)) verify(path, kModel);
+  if (parameters.context()->comm->rank() == 0 && fs::is_directory(path)) verify(path, kModel);
   const std::string prefix = file.find("transformer.wte.weight") ? "transformer." : "";
   for (const SafetensorsReader::Entry& entry : file.entries()) {
     if (entry.name == "lm_head.weight") {
@@ -264,101 +349,4 @@ Json load_state(const std::string& folder) {
   if (!json.is_object())
     throw RunError(fmt::format("the training state is not a JSON object, {}, use another checkpoint", path));
   return json;
-}
-
-// ---- config.json
-
-std::string gpt2_config_json(const ModelConfig& config, int32_t end_of_text) {
-  const int64_t end = end_of_text >= 0 ? end_of_text : config.V - 1;
-  const nlohmann::ordered_json json = {{"architectures", {"GPT2LMHeadModel"}},
-                                       {"model_type", "gpt2"},
-                                       {"_name_or_path", config.name},
-                                       {"n_layer", config.L},
-                                       {"n_head", config.NH},
-                                       {"n_embd", config.C},
-                                       {"n_positions", config.positions},
-                                       {"n_ctx", config.positions},
-                                       {"n_inner", nullptr},
-                                       {"vocab_size", config.V},
-                                       {"activation_function", "gelu_new"},  // tanh GELU
-                                       {"layer_norm_epsilon", 1e-5},
-                                       {"initializer_range", 0.02},
-                                       {"scale_attn_weights", true},
-                                       {"tie_word_embeddings", true},
-                                       {"embd_pdrop", 0.0},
-                                       {"attn_pdrop", 0.0},
-                                       {"resid_pdrop", 0.0},
-                                       {"use_cache", true},
-                                       {"bos_token_id", end},
-                                       {"eos_token_id", end},
-                                       {"torch_dtype", "float32"}};
-  return json.dump(1) + "\n";
-}
-
-namespace {
-
-/// The fields of a config.json, with errors that name them.
-class Fields {
- public:
-  Fields(const std::string& text, const std::string& path)
-      : path_(path), json_(Json::parse(text, nullptr, false)) {
-    if (!json_.is_object())
-      throw RunError(
-          fmt::format("the model config is not a JSON object, {}, use an undamaged config.json", path));
-  }
-  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
-  int64_t integer(const char* key, uint64_t limit) const {
-    if (!has(key)) fail(fmt::format("field '{}' is missing", key), "use GPT-2's config.json");
-    const Json& value = json_[key];
-    if (!value.is_number_unsigned() || value.get<uint64_t>() < 1 || value.get<uint64_t>() > limit)
-      fail(fmt::format("field '{}' is not an integer in [1, {}]", key, limit), "use GPT-2's config.json");
-    return value.get<int64_t>();
-  }
-  std::string text(const char* key, const std::string& fallback) const {
-    return has(key) && json_[key].is_string() ? json_[key].get<std::string>() : fallback;
-  }
-  // The field is absent (then Hugging Face's default, which is ours, holds) or has this value.
-  void must_be(const char* key, const Json& expected) const {
-    if (!has(key) || json_[key] == expected) return;
-    const std::string got = json_[key].dump(-1, ' ', true, Json::error_handler_t::replace);
-    fail(fmt::format("field '{}' is {}, but only {} is supported", key, in_quotes(got), expected.dump()),
-         "use a GPT-2 model");
-  }
-  [[noreturn]] void fail(const std::string& what, const std::string& advice) const {
-    throw RunError(fmt::format("{} in the model config, {}, {}", what, path_, advice));
-  }
-
- private:
-  std::string path_;
-  Json json_;
-};
-
-}  // namespace
-
-ModelConfig parse_gpt2_config(const std::string& text, const std::string& path) {
-  const Fields fields(text, path);
-  if (!fields.has("model_type")) fields.fail("field 'model_type' is missing", "use GPT-2's config.json");
-  fields.must_be("model_type", "gpt2");
-  ModelConfig config;
-  config.name = fields.text("_name_or_path", "gpt2");
-  if (in_quotes(config.name) != "'" + config.name + "'") config.name = "gpt2";  // it goes into messages
-  // The limits of --model: a damaged size must not become an attempt to allocate it.
-  config.L = fields.integer("n_layer", 1000);
-  config.NH = fields.integer("n_head", 1000);
-  config.C = fields.integer("n_embd", 100'000);
-  config.positions = fields.integer("n_positions", 1 << 20);
-  config.V = fields.integer("vocab_size", 1 << 30);
-  fields.must_be("n_inner", 4 * config.C);
-  fields.must_be("activation_function", "gelu_new");
-  fields.must_be("layer_norm_epsilon", 1e-5);
-  fields.must_be("scale_attn_weights", true);
-  fields.must_be("scale_attn_by_inverse_layer_idx", false);
-  fields.must_be("add_cross_attention", false);
-  fields.must_be("tie_word_embeddings", true);
-  try {
-    validate(config);
-  } catch (const UsageError& error) {
-    fields.fail(error.what(), "use sizes that fit together");
-  }
-  return config;
 }

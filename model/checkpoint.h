@@ -20,11 +20,19 @@
 #include "model/parameters.h"
 #include "model/safetensors.h"
 
+/// Rows of a parameter that one rank writes.
+struct OwnedRows {
+  size_t parameter;     // its index in the table
+  int64_t first, rows;  // along the first dimension
+  int owner;
+};
+
 struct CheckpointToSave {
   std::string out;  // OUT, the folder of the run
   int64_t step;     // updates done
   const ModelConfig& config;
   const ParameterTable& parameters;
+  std::span<const OwnedRows> owned = {};  // all rows of all parameters, in order; none: rank 0 writes all
   std::span<const NamedTensor> optimizer;
   const nlohmann::json& state;           // state.json
   std::string tokenizer = {};            // text of tokenizer.json; "" for none
@@ -34,12 +42,22 @@ struct CheckpointToSave {
 };
 
 /// Writes one; returns its folder. RunError on a full disk or a taken name; then nothing older has changed.
+/// With several ranks (those of the parameters' context) all call it with equal arguments but for the data of
+/// tensors. Each writes what it owns, rank 0 does everything else; all return when the checkpoint has its
+/// name, or throw the same error when the unfinished one is gone.
 std::string save_checkpoint(const CheckpointToSave& what);
 
 /// The newest complete checkpoint under OUT, or nothing. Folders that are incomplete or damaged are passed
 /// over; `passed_over`, when given, receives one line about each.
 std::optional<std::string> newest_checkpoint(const std::string& out,
                                              std::vector<std::string>* passed_over = nullptr);
+/// The same for all ranks: rank 0 looks, and alone fills `passed_over`; all return what it found. What goes
+/// wrong on one rank, all throw; among these, a rank that sees other files in that folder.
+std::optional<std::string> newest_checkpoint(Comm& comm, const std::string& out,
+                                             std::vector<std::string>* passed_over = nullptr);
+/// RunError on all ranks when one of them sees another folder under this name than rank 0 does: its share of
+/// a checkpoint would be lost. For the start of a run; leaves nothing.
+void expect_shared(Comm& comm, const std::string& folder);
 /// The step of a checkpoint folder, from its name.
 int64_t checkpoint_step(const std::string& folder);
 
@@ -52,13 +70,11 @@ ModelConfig load_config(const std::string& path);
 /// prefix, a tied lm_head.weight equal to wte.weight, and the mask buffers attn.bias and attn.masked_bias.
 /// When config.json says that the file has more positions than the table, the first ones are taken. Every
 /// missing, additional or mis-shaped tensor is a RunError that names file and tensor.
+/// Ranks read for themselves, here and below, and rank 0 alone looks for damage: together() makes what one
+/// throws known to all.
 void load_parameters(const std::string& path, ParameterTable& parameters);
 /// Fills tensors that the caller laid out (names, shapes) from optimizer.safetensors; the sets must be equal.
+/// Pieces without data belong to other ranks and are left out.
 void load_optimizer(const std::string& folder, std::span<const NamedTensor> tensors);
 /// state.json as an object.
 nlohmann::json load_state(const std::string& folder);
-
-/// The text of config.json.
-std::string gpt2_config_json(const ModelConfig& config, int32_t end_of_text = -1);
-/// The opposite; `path` is for messages.
-ModelConfig parse_gpt2_config(const std::string& text, const std::string& path);

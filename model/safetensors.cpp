@@ -165,16 +165,18 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
   return it == by_name_.end() ? nullptr : &entries_[it->second];
 }
 
-namespace {
-
-std::vector<int64_t> shape_on_disk(const NamedTensor& tensor) {
-  expect(!tensor.transposed || tensor.value.shape.rank() == 2,
-         "safetensors: only matrices can be transposed");
-  std::vector<int64_t> shape;
-  for (int i = 0; i < tensor.value.shape.rank(); ++i) shape.push_back(tensor.value.shape[i]);
-  if (tensor.transposed) std::swap(shape[0], shape[1]);
-  return shape;
+std::vector<int64_t> NamedTensor::shape_on_disk() const {
+  const Shape& shape = value.shape;
+  expect(!transposed || shape.rank() == 2, "safetensors: only matrices can be transposed");
+  expect(first_row >= 0 && first_row + rows() <= whole_rows() && (shape.rank() > 0 || whole_rows() == 1),
+         "safetensors: a piece ends behind its tensor");
+  std::vector<int64_t> dims;
+  for (int i = 0; i < shape.rank(); ++i) dims.push_back(i == 0 ? whole_rows() : shape[i]);
+  if (transposed) std::swap(dims[0], dims[1]);
+  return dims;
 }
+
+namespace {
 
 const SafetensorsReader::Entry& need(const SafetensorsReader& file, const std::string& name) {
   const auto* entry = file.find(name);
@@ -190,7 +192,7 @@ const SafetensorsReader::Entry& need(const SafetensorsReader& file, const std::s
                              in_quotes(entry.name), entry.shape_text(), expected, path));
 }
 
-// to[i] = the i-th element after `from`, which may be unaligned.
+// Fills the values of `tensor`, at `to`, from the whole tensor at `from`, which may be unaligned.
 template <typename Raw, typename Value, typename Convert>
 void convert(const char* from, const NamedTensor& tensor, Value* to, Convert value_of) {
   const auto load = [&](int64_t i) {
@@ -198,35 +200,38 @@ void convert(const char* from, const NamedTensor& tensor, Value* to, Convert val
     std::memcpy(&raw, from + i * static_cast<int64_t>(sizeof raw), sizeof raw);
     return value_of(raw);
   };
-  const int64_t rows = tensor.value.rows(), cols = tensor.value.cols();
+  const int64_t size = tensor.value.size();
   if (!tensor.transposed) {
+    const int64_t first = tensor.first_row * (size / tensor.rows());
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows * cols; ++i) to[i] = load(i);
+    for (int64_t i = 0; i < size; ++i) to[i] = load(first + i);
     return;
   }
-  // On disk (cols, rows). Tiles keep both sides in the cache.
+  // On disk (cols, whole_rows). Tiles keep both sides in the cache.
   constexpr int64_t kTile = 64;
+  const int64_t rows = tensor.rows(), cols = tensor.value.cols(), line = tensor.whole_rows();
 #pragma omp parallel for schedule(static)
   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
     for (int64_t c0 = 0; c0 < cols; c0 += kTile)
       for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
-        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c) to[r * cols + c] = load(c * rows + r);
+        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c)
+          to[r * cols + c] = load(c * line + tensor.first_row + r);
 }
 
 }  // namespace
 
 void SafetensorsReader::read(const std::string& from, const NamedTensor& to) const {
   const Entry& entry = need(*this, from);
-  if (entry.shape != shape_on_disk(to)) fail_shape(entry, text_of(shape_on_disk(to)), path());
+  if (entry.shape != to.shape_on_disk()) fail_shape(entry, text_of(to.shape_on_disk()), path());
   copy(entry, to);
 }
 
 void SafetensorsReader::read_first_rows(const std::string& from, const NamedTensor& to) const {
   const Entry& entry = need(*this, from);
-  std::vector<int64_t> shape = shape_on_disk(to);
+  std::vector<int64_t> shape = to.shape_on_disk();
   expect(!to.transposed && !shape.empty(), "safetensors: read_first_rows needs rows that are rows on disk");
   if (entry.shape.size() == shape.size() && entry.shape[0] > shape[0]) shape[0] = entry.shape[0];
-  if (entry.shape != shape) fail_shape(entry, text_of(shape_on_disk(to)) + " or more rows", path());
+  if (entry.shape != shape) fail_shape(entry, text_of(to.shape_on_disk()) + " or more rows", path());
   copy(entry, to);
 }
 
@@ -240,7 +245,7 @@ void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
   const char* from = file_.data() + entry.begin;
   const auto same = [](auto raw) { return raw; };
   const bool f32 = to.value.dtype == DType::f32;
-  if (to.value.size() == 0) return;
+  if (!to.value || to.value.size() == 0) return;
   OnHost host(to.where, to.value, /*load=*/false);
   if (f32 && entry.dtype == "F32")
     convert<float>(from, to, host->f32(), same);
@@ -258,80 +263,4 @@ void SafetensorsReader::copy(const Entry& entry, const NamedTensor& to) const {
     throw RunError(fmt::format("tensor {} has dtype {}, {}, which cannot be read as {}",
                                in_quotes(entry.name), entry.dtype, path(), dtype_name(to.value.dtype)));
   host.store();
-}
-
-namespace {
-
-const char* dtype_on_disk(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return "F32";
-    case DType::bf16:
-      return "BF16";
-    case DType::f64:
-      return "F64";
-    case DType::i32:
-      return "I32";
-  }
-  throw std::logic_error("safetensors: unknown dtype");
-}
-
-// The transpose of (rows, cols), a few MB at a time: lines [c0, c1) of the file are columns of the tensor.
-template <typename Value>
-void write_transposed(FileWriter& file, const Value* from, int64_t rows, int64_t cols) {
-  const int64_t lines = std::clamp<int64_t>((1 << 20) / std::max<int64_t>(rows, 1), 1, cols);
-  std::vector<Value> buffer(static_cast<size_t>(lines * rows));
-  for (int64_t c0 = 0; c0 < cols; c0 += lines) {
-    const int64_t n = std::min(lines, cols - c0);
-    constexpr int64_t kTile = 64;
-#pragma omp parallel for schedule(static)
-    for (int64_t r0 = 0; r0 < rows; r0 += kTile)
-      for (int64_t c = 0; c < n; ++c)
-        for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
-          buffer[static_cast<size_t>(c * rows + r)] = from[r * cols + c0 + c];
-    file.write(buffer.data(), n * rows * static_cast<int64_t>(sizeof(Value)));
-  }
-}
-
-std::string make_header(std::span<const NamedTensor> tensors,
-                        const std::map<std::string, std::string>& metadata) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  if (!metadata.empty()) json["__metadata__"] = metadata;
-  int64_t offset = 0;
-  for (const NamedTensor& tensor : tensors) {
-    expect(!json.contains(tensor.name), "write_safetensors: a name is used twice");
-    const int64_t end = offset + tensor.value.bytes();
-    json[tensor.name] = {{"dtype", dtype_on_disk(tensor.value.dtype)},
-                         {"shape", shape_on_disk(tensor)},
-                         {"data_offsets", {offset, end}}};
-    offset = end;
-  }
-  std::string header = json.dump();
-  header.append((8 - header.size() % 8) % 8, ' ');  // so that the values start at a multiple of 8
-  return header;
-}
-
-}  // namespace
-
-void write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
-                       const std::map<std::string, std::string>& metadata, Existing existing) {
-  const std::string header = make_header(tensors, metadata);
-  const uint64_t length = header.size();
-  FileWriter file(path, existing);
-  file.write(&length, sizeof length);
-  file.write(header.data(), static_cast<int64_t>(header.size()));
-  for (const NamedTensor& tensor : tensors) {
-    const OnHost host(tensor.where, tensor.value);
-    const Tensor& value = *host;
-    const int64_t rows = value.rows(), cols = value.cols();
-    if (!tensor.transposed)
-      file.write(value.data, value.bytes());
-    else if (value.dtype == DType::f32)
-      write_transposed(file, value.f32(), rows, cols);
-    else if (value.dtype == DType::i32)
-      write_transposed(file, value.i32(), rows, cols);
-    else
-      write_transposed(file, value.bf16(), rows, cols);
-  }
-  file.commit();
 }

@@ -17,6 +17,7 @@
 #include "data/shards.h"
 #include "error.h"
 #include "model/checkpoint.h"
+#include "model/gpt2_config.h"
 #include "model/safetensors.h"
 #include "tests/temporary_folder.h"
 
