@@ -197,7 +197,7 @@ void Judge::judge_late() {
 void Judge::judge_silence(double now) {
   for (const State& state : states_)
     if (!state.left && now - state.heard >= options_.silence)
-      return decide(silent(state.who, now - state.heard, place(state.beat.step, state.beat.activity)));
+      return decide(silent(state.who, now - state.heard, place(step(), state.beat.activity)));
 }
 
 /// Seconds that a rank may take to get on.
@@ -316,7 +316,8 @@ void Judge::was_stopped(double seconds, double now) {
   for (State& state : states_) state.heard += seconds;
   start_ += seconds;
   failing_since_ += seconds;
-  if (seconds >= options_.silence) away_until_ = now + options_.silence;
+  // They look at the clock once per beat; what they did about it is found in the first moment.
+  if (seconds + 2 * options_.beat >= options_.silence) away_until_ = now + 2 * options_.beat;
 }
 
 std::vector<RankPace> Judge::paces() const {

@@ -177,7 +177,7 @@ TEST(WatchJudge, SilenceIsNoticed) {
   court.judge.tick(30);
   EXPECT_EQ(
       court.line(),
-      "rank 1 (h1, process 101) has been silent for 10 s, in step 5, look whether the process was stopped or "
+      "rank 1 (h1, process 101) has been silent for 10 s, in step 6, look whether the process was stopped or "
       "the machine is gone; " +
           kContinue);
 }
@@ -196,6 +196,11 @@ TEST(WatchJudge, ItsOwnStopIsNobodysFault) {
   alone.judge.lost({1}, 121);
   EXPECT_EQ(alone.line(), "");
   EXPECT_EQ(alone.status(), 1);
+
+  Court later(2, {.silence = 10});
+  later.judge.was_stopped(100, 120);
+  later.judge.lost({1}, 130);  // has nothing to do with it
+  EXPECT_TRUE(later.line().starts_with("rank 1 (h1, process 101) ended")) << later.line();
 }
 
 TEST(WatchJudge, WhoDoesNotCome) {
