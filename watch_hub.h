@@ -1,0 +1,60 @@
+// The thread of rank 0: hears all ranks, its own included, lets the judge decide, and tells everybody.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "watch_judge.h"
+#include "watch_member.h"
+#include "watch_socket.h"
+
+class Hub {
+ public:
+  explicit Hub(Member& member);
+  /// What the other ranks need to come in: where rank 0 listens, and a word that strangers do not know.
+  std::string invitation() const;
+  /// Until all have said goodbye, or the end of the process.
+  void run();
+
+ private:
+  struct Stranger {
+    Connection connection;
+    double since;
+  };
+  struct Guest {
+    Connection connection;
+    Endpoint endpoint;
+  };
+
+  void wait(double until);
+  void let_in();
+  void seat(Stranger& stranger, const nlohmann::json& hello);
+  void hear_all();
+  void hear(int rank, const nlohmann::json& message);
+  void beat();
+  void all_are_here();
+  void goodbye(int rank);
+  void ask_where_all_are();
+  void is_at(int rank, int64_t step);
+  void tell(int rank, const nlohmann::json& message);
+  void tell_all(const nlohmann::json& message);
+  bool all_left() const;
+  [[noreturn]] void end(const Verdict& verdict);
+
+  Member& member_;
+  const WatchOptions& options_;
+  Listener listener_;
+  std::string token_;
+  std::vector<Stranger> strangers_;
+  std::vector<Guest> guests_;  // by rank; that of rank 0 is never used
+  double woke_, next_beat_;
+  Judge judge_;
+  bool all_here_ = false, abandoned_ = false;
+  // Where to stop: asked once; the step after the furthest that anybody has started.
+  bool stopping_ = false;
+  std::set<int> unanswered_;
+  int64_t furthest_ = -1;
+};
