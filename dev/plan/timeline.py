@@ -156,18 +156,16 @@ class Simulation:
                 lanes.wait(self.gathered[layer])
             self._compute(f"forward {layer}", f.forward_layer(m, job.T, n, b))
         self._compute("head", f.head(m, n, b))
-        self.reduced = 0.0
         for layer in reversed(range(m.L)):
             self._compute(f"backward {layer}", f.backward_layer(m, job.T, n, b))
             if last:
-                self.reduced = lanes.start(f"reduce {layer}", self.reduces[layer])
+                lanes.start(f"reduce {layer}", self.reduces[layer])
         if last:
-            self.reduced = lanes.start("reduce embeddings", self.reduces[-1])
+            lanes.start("reduce embeddings", self.reduces[-1])
 
     def _update(self):
         lanes = self.lanes
-        lanes.wait(self.reduced)
-        lanes.wait(lanes.start("scalars", self.machine.scalar_seconds(self.job.N)))
+        lanes.wait(lanes.start("scalars", self.machine.scalar_seconds(self.job.N)))  # behind all reductions
         for name, seconds in self.updates:
             lanes.compute(f"update {name}", seconds)
             if name == "rows and vectors":
