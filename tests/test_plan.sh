@@ -115,7 +115,14 @@ for name in ("gpt2-nano", "gpt2", "gpt2-xl"):
 for N in (7, 9, 11):
     loads = [sum(p.work for p in rank if p.kind == "hidden") for rank in owners.by_owner(owners.split(m, N), N)]
     check(f"units of the most loaded of {N} ranks", max(loads) / f.newton_schulz_flops(768, 768), -(-120 // N), 1e-9)
+# The two orders of gathers carry the same bytes in another number of exchanges.
 machine = Machine.read("dev/plan/machines/h200.json")
+by_shape, by_layer = (timeline.simulate(timeline.Job(m, machine, 8, 512, gathers=way)) for way in ("shape", "layer"))
+check("bytes sent", by_shape.sent, by_layer.sent, 1)
+check("bytes sent against the formula, vectors in fp32 too", by_layer.sent,
+      f.reduce_scatter_bytes(4 * P, 8) + f.all_gather_bytes(2 * P + 4 * f.size_of(m, "vector"), 8), 1)
+check("messages by layer", by_layer.messages, 7 * (12 + 2 + 12 + 2 + 2))
+check("messages by shape", by_shape.messages, 7 * (12 + 2 + 36 + 2 + 2))
 check("seconds of hops within a node", machine.hops(8), 7 * 3.4e-6, 1e-12)
 check("seconds of hops over two nodes", machine.hops(16), 14 * 3.4e-6 + 9.6e-6, 1e-12)
 check("seconds of a small reduction", machine.scalar_seconds(2), 2 * 0.47e-6 + 8.4e-6, 1e-12)

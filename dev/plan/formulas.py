@@ -192,7 +192,7 @@ def largest_load(owned, N, S, way):
     return max(S - least, (N - 1) * max(owned.values(), default=0))
 
 
-def messages(N, way):
+def messages(N):
     """Messages one after the other of a rank in one exchange: N - 1 hops of a ring, or N - 1 partners."""
     return N - 1
 

@@ -82,9 +82,10 @@ def by_owner(pieces, N):
 
 
 def exchanges(pieces):
-    """The lists of parts that travel together: {layer: {owner: parameters}}; layer -1 is what lies outside the blocks."""
+    """What travels together, {name: {owner: parameters}}: the matrices of a layer (its number), embeddings and positions
+    ("rows"), and all vectors ("vector")."""
     lists = {}
     for piece in pieces:
-        owned = lists.setdefault(piece.layer, {})
+        owned = lists.setdefault(piece.layer if piece.kind == "hidden" else piece.kind, {})
         owned[piece.owner] = owned.get(piece.owner, 0) + piece.size
     return lists

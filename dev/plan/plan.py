@@ -69,7 +69,8 @@ def table(model, machine, o):
     or with rows of its own where the batch grows."""
     def job(N):
         rows = o.rows_per_gpu * N if o.rows_per_gpu else o.global_batch
-        return timeline.Job(model, machine, N, rows, o.seq_len, o.batch_size or BATCH.get(model.name, 16), o.dtype)
+        return timeline.Job(model, machine, N, rows, o.seq_len, o.batch_size or BATCH.get(model.name, 16), o.dtype,
+                            o.gathers)
 
     one = row(job(1))["tokens_per_second"]
     lines = []
@@ -149,6 +150,8 @@ def options(arguments):
     parser.add_argument("--batch-size", type=int, help="most rows of a micro-batch (64, 32, 32, 16 by model)")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--gathers", choices=("shape", "layer"), default="shape",
+                        help="hidden weights travel per shape and layer as each is updated (shape), or per layer after all")
     parser.add_argument("--formulas", action="store_true", help="what depends on no machine, as JSON")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true")

@@ -1,11 +1,12 @@
 """One step as a timeline of two lanes, computing and communicating, on the rank that has most to do.
 
-  backward of layer l -> the reduce-scatter of its gradients starts, behind those already started, and runs beside the
-  backward of layers l-1, l-2, ...
-  all gradients at their owners -> one scalar all-reduce (norm, dual norms) -> updates: first all rows and vectors, then the
-  hidden matrices, all of one shape at once
-  a layer's update done on all owners -> the all-gather of its weights starts, and runs beside later updates and the next
-  forward pass; the forward pass of layer l waits for it
+  backward of layer l -> the reduce-scatter of its matrices starts, behind those already started, and runs beside the backward
+  of layers l-1, l-2, ...; embeddings and all vectors follow, one exchange each
+  all gradients at their owners -> one scalar all-reduce (norm, dual norms) -> updates: embeddings, vectors, then hidden
+  matrices, all of one shape at once
+  one of these done on all owners -> all-gathers of what it moved start, layer after layer, and run beside later updates and
+  the next forward pass; the forward pass of a layer waits for those of its own matrices, that of the first for the rest.
+  With gathers="layer" the hidden matrices wait for each other, and a layer's travel as one
 
 A wait of the computing lane is exposed communication. Nothing is fitted: what does not fit beside the arithmetic shows.
 Several steps are made, and the last one counts, so that gathers of one step hide behind the next.
@@ -28,6 +29,7 @@ class Job:
     T: int = 1024
     batch: int = 64
     dtype: str = "bf16"
+    gathers: str = "shape"  # one all-gather per shape and layer, or per "layer"
 
     @property
     def bytes(self):
@@ -90,51 +92,69 @@ class Lanes:
 
 class Simulation:
     def __init__(self, job):
-        self.job, self.machine = job, job.machine
+        self.job, self.machine, self.lanes = job, job.machine, Lanes()
         self.pieces = owners.split(job.model, job.N)
-        self.owned = owners.by_owner(self.pieces, job.N)
-        self.lists = owners.exchanges(self.pieces)
-        self.lanes = Lanes()
-        self.gathered = dict.fromkeys(self.lists, 0.0)  # when the weights of a layer are there
-        self.reduces = {layer: self._exchange(layer, f.FP32, adds=True) for layer in self.lists}
-        self.gathers = {layer: self._exchange(layer, job.bytes, adds=False) for layer in self.lists}
+        self.sent, self.exchanges = 0.0, 0  # by a rank in a step
+        self.reduces = {name: self._exchange(owned, f.FP32, adds=True)
+                        for name, owned in owners.exchanges(self.pieces).items()}
+        self.groups = {}  # what is updated at once: {name: pieces}
+        for kind in ("rows", "vector", "hidden"):
+            for piece in self.pieces:
+                if piece.kind == kind:
+                    self.groups.setdefault(f"{piece.rows} x {piece.cols}" if kind == "hidden" else kind, []).append(piece)
+        self.gathers = {name: self._gathers(pieces) for name, pieces in self._moved().items()}
         self.updates = self._updates()
+        self.gathered = {}  # when all weights of a layer, or of what lies outside, are there
 
-    def _exchange(self, layer, bytes_, adds):
-        """Seconds of a reduce-scatter (`adds`) or an all-gather of one layer's parts."""
+    def _exchange(self, owned, bytes_, adds):
+        """Seconds of a reduce-scatter (`adds`) or an all-gather of {owner: parameters}."""
         N = self.job.N
-        owned = {rank: size * bytes_ for rank, size in self.lists[layer].items()}
-        load = f.largest_load(owned, N, sum(owned.values()), self.machine.exchange)
+        owned = {rank: size * bytes_ for rank, size in owned.items()}
+        S = sum(owned.values())
+        self.sent += (N - 1) / N * S
+        self.exchanges += 1
+        load = f.largest_load(owned, N, S, self.machine.exchange)
         return self.machine.exchange_seconds(load, (N - 1) * max(owned.values()) if adds else 0, N)
 
+    def _moved(self):
+        """{group: pieces whose weights travel when the group is updated}."""
+        if self.job.gathers == "shape":
+            return self.groups
+        hidden = [piece for piece in self.pieces if piece.kind == "hidden"]
+        return {name: hidden if name == list(self.groups)[-1] else [] if pieces[0].kind == "hidden" else pieces
+                for name, pieces in self.groups.items()}
+
+    def _gathers(self, pieces):
+        """{layer or kind: seconds} of the weights that one group of updates moved. Vectors also travel as fp32."""
+        b = self.job.bytes
+        return {name: self._exchange(owned, b + f.FP32 if name == "vector" and b < f.FP32 else b, adds=False)
+                for name, owned in sorted(owners.exchanges(pieces).items())}
+
     def _updates(self):
-        """[(name, seconds, Newton-Schulz seconds)]: of the slowest owner of each group, as all wait for it."""
-        groups = {}
-        for rank, pieces in enumerate(self.owned):
+        """{group: seconds} of the rank with most to update: all others wait for its weights."""
+        N, dtype, b = self.job.N, self.job.dtype, self.job.bytes
+        seconds = [{} for _ in range(N)]
+        newton_schulz = [0.0] * N
+        for name, pieces in self.groups.items():
             for piece in pieces:
-                name = f"{piece.rows} x {piece.cols}" if piece.kind == "hidden" else "rows and vectors"
-                flops, bytes_ = groups.setdefault(name, {}).get(rank, (0, 0))
-                flops += piece.work if piece.kind == "hidden" else 0
-                groups[name][rank] = (flops, bytes_ + f.update_bytes(piece.kind, self.job.bytes) * piece.size)
-        N, dtype = self.job.N, self.job.dtype
-        seconds = {name: {rank: (self.machine.newton_schulz_seconds(flops, dtype, N), self.machine.memory_seconds(bytes_, N))
-                          for rank, (flops, bytes_) in ranks.items()} for name, ranks in groups.items()}
-        slowest = max(range(N), key=lambda rank: sum(sum(ranks.get(rank, (0, 0))) for ranks in seconds.values()))
-        self.newton_schulz = max(sum(ranks.get(rank, (0, 0))[0] for ranks in seconds.values()) for rank in range(N))
-        return [(name, sum(ranks[slowest])) for name, ranks in seconds.items() if slowest in ranks]
+                iterations = self.machine.newton_schulz_seconds(piece.work, dtype, N) if piece.kind == "hidden" else 0
+                moved = self.machine.memory_seconds(f.update_bytes(piece.kind, b) * piece.size, N)
+                newton_schulz[piece.owner] += iterations
+                rank = seconds[piece.owner]
+                rank[name] = rank.get(name, 0) + iterations + moved
+        self.newton_schulz = max(newton_schulz)
+        slowest = max(seconds, key=lambda rank: sum(rank.values()))
+        return {name: slowest.get(name, 0.0) for name in self.groups}
 
     def run(self):
-        for step in range(STEPS):
-            begin, exposed, busy = self.lanes.now, self.lanes.exposed, self.lanes.busy
-            self.lanes.computing, self.lanes.communicating = [], []
-            self._step()
         lanes = self.lanes
-        exchanges = 2 * len(self.lists)
-        volume = f.reduce_scatter_bytes(f.size_of(self.job.model) * f.FP32, self.job.N) + f.all_gather_bytes(
-            f.size_of(self.job.model) * self.job.bytes, self.job.N)
+        for _ in range(STEPS):
+            begin, exposed, busy = lanes.now, lanes.exposed, lanes.busy
+            lanes.computing, lanes.communicating = [], []
+            self._step()
         return Step(total=lanes.now - begin, exposed=lanes.exposed - exposed, busy=lanes.busy - busy,
-                    update=sum(seconds for _, seconds in self.updates), newton_schulz=self.newton_schulz, sent=volume,
-                    messages=(exchanges + 2) * f.messages(self.job.N, self.machine.exchange),
+                    update=sum(self.updates.values()), newton_schulz=self.newton_schulz, sent=self.sent,
+                    messages=(self.exchanges + 2) * f.messages(self.job.N),
                     computing=[(name, a - begin, b - begin) for name, a, b in lanes.computing],
                     communicating=[(name, a - begin, b - begin) for name, a, b in lanes.communicating])
 
@@ -150,10 +170,10 @@ class Simulation:
         job, m, lanes = self.job, self.job.model, self.lanes
         n, b = rows * job.T, job.bytes
         if first:
-            lanes.wait(self.gathered[-1])
+            lanes.wait(self.gathered.get("outside", 0.0))
         for layer in range(m.L):
             if first:
-                lanes.wait(self.gathered[layer])
+                lanes.wait(self.gathered.get(layer, 0.0))
             self._compute(f"forward {layer}", f.forward_layer(m, job.T, n, b))
         self._compute("head", f.head(m, n, b))
         for layer in reversed(range(m.L)):
@@ -161,17 +181,17 @@ class Simulation:
             if last:
                 lanes.start(f"reduce {layer}", self.reduces[layer])
         if last:
-            lanes.start("reduce embeddings", self.reduces[-1])
+            for name in ("rows", "vector"):
+                lanes.start(f"reduce {name}", self.reduces[name])
 
     def _update(self):
         lanes = self.lanes
         lanes.wait(lanes.start("scalars", self.machine.scalar_seconds(self.job.N)))  # behind all reductions
-        for name, seconds in self.updates:
-            lanes.compute(f"update {name}", seconds)
-            if name == "rows and vectors":
-                self.gathered[-1] = lanes.start("gather embeddings", self.gathers[-1])
-        for layer in range(self.job.model.L):
-            self.gathered[layer] = lanes.start(f"gather {layer}", self.gathers[layer])
+        for group, seconds in self.updates.items():
+            lanes.compute(f"update {group}", seconds)
+            for name, gather in self.gathers[group].items():
+                layer = name if isinstance(name, int) else "outside"
+                self.gathered[layer] = lanes.start(f"gather {name}", gather)
 
 
 def simulate(job):
