@@ -158,4 +158,19 @@ refused --machine dev/plan/machines/h200.json --dtype fp32
 sed 's/"datasheet: [^"]*"/""/' dev/plan/machines/h200.json >"$work/unsourced.json"
 refused --machine "$work/unsourced.json"
 grep -q 'has no source' "$work/error" || { cat "$work/error"; exit 1; }
+# Predicted beside measured, on one rank; how fast it is does not matter here.
+cat >"$work/cpu.json" <<'END'
+{"name": "a test", "device": "cpu", "ranks_per_node": 2, "shared": true, "exchange": "direct", "numbers": {
+  "products_fp32": [1e11, "FLOP/s", "no machine: a number for a test"], "memory": [2e10, "bytes/s", "the same"],
+  "memory_size": [1e10, "bytes", "the same"], "inside_bandwidth": [5e9, "bytes/s", "the same"],
+  "inside_latency": [1e-6, "s", "the same"]}}
+END
+python3 -B dev/plan/measure.py compare --program "$TRAIN_GPT" --machine "$work/cpu.json" --model gpt2-nano --ranks 1 --global-batch 2 \
+  --batch-size 1 --seq-len 16 --steps 1 --json "$work/compared" >/dev/null
+python3 - "$work/compared" <<'PYTHON'
+import json, sys
+result, = json.load(open(sys.argv[1]))["results"]
+sys.exit(not (result["ranks"] == 1 and result["measured"]["step_ms"] > 0 and result["predicted"]["step_ms"] > 0
+              and result["predicted"]["comm_bytes"] == 0))
+PYTHON
 [ "$(plan --csv --machine dev/plan/machines/h200.json --gpus 1,8 | wc -l)" -eq 3 ]
