@@ -139,6 +139,34 @@ check("exposed by a perfect link", fast.exposed, 0, 1e-6)
 check("a step is arithmetic and what it waited for", slow.total, fast.total + slow.exposed, 1e-6)
 if not slow.total >= slow.busy or not slow.exposed < slow.busy:
     failed.append(f"a slow link: step {slow.total}, {slow.busy} busy, {slow.exposed} exposed")
+
+# On paper: the speedrun's 25 ms lie above what products alone explain, and near what two other runs do.
+import speedrun
+estimates = speedrun.estimates(Machine.read("dev/plan/machines/h100.json"))
+if not estimates["saved, by products alone"] < speedrun.MEASURED:
+    failed.append(f"products alone explain {estimates['saved, by products alone']} s of {speedrun.MEASURED}")
+check("saved, by Muon less Adam, of what was measured", estimates["saved, by Muon less Adam"] / speedrun.MEASURED, 1, 0.25)
+
+# The page prints what the model says.
+page = open("dev/many_gpus.md").read()
+for name, seconds in estimates.items():
+    if name.startswith(("X", "saved")) and f"{seconds * 1e3:.1f}" not in page:
+        failed.append(f"dev/many_gpus.md does not have {seconds * 1e3:.1f} ms, {name}")
+model, rows = "", re.findall(r"^\| ?([\w-]*) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+) % \| ([\d.]+) \|$",
+                             page, re.M)
+if len(rows) != 18:
+    failed.append(f"dev/many_gpus.md has {len(rows)} rows of times, expected 18")
+batch = {"gpt2": 64, "gpt2-medium": 32, "gpt2-large": 32, "gpt2-xl": 16}
+one = {}
+for name, N, *printed in rows:
+    model, N = name or model, int(N)
+    job = timeline.Job(f.MODELS[model], machine, N, 64 * N, batch=batch[model], gathers="layer")
+    step = timeline.simulate(job)
+    one.setdefault(model, step.total)
+    found = (step.total * 1e3, step.busy * 1e3, step.exposed * 1e3, step.newton_schulz * 1e3, 100 * one[model] / step.total,
+             sum(timeline.memory(job).values()) / 1e9)
+    for text, value in zip(printed, found):
+        check(f"dev/many_gpus.md, {model} on {N}", value, float(text), 0.5 * 10.0 ** -len(text.partition(".")[2]) * 1.001)
 print("\n".join(failed))
 sys.exit(bool(failed))
 PYTHON

@@ -112,6 +112,7 @@ def plot(path, lines, title):
     terminal = ("svg noenhanced size 900,420 font 'Helvetica,14' background rgb 'white'" if path.endswith(".svg")
                 else "pngcairo noenhanced size 900,420 font 'Helvetica,11'")
     script = (f"{blocks}set terminal {terminal}\nset output '{path}'\nset logscale x 2\nset grid\nset xlabel 'GPUs'\n"
+              f"set key left bottom\n"
               f"set multiplot layout 1,2\nset logscale y\nset title '{title}: step, ms'\nplot {curves(2)}\n"
               f"unset logscale y\nset yrange [0:*]\nset title 'efficiency, percent'\nplot {curves(3)}\n")
     try:
