@@ -143,6 +143,26 @@ bool is_spectral(const Norm& norm) {
   return row_of(norm).family == spectral_norms;
 }
 
+bool has_singular_values(const Norm& norm) {
+  return is_spectral(norm) || row_of(norm).family == nuclear_norms;
+}
+
+bool rows_apart(const Norm& norm, bool transposed) {
+  switch (norm.kind) {
+    case NormKind::l1_linf:
+      return true;
+    case NormKind::scaled_l1_linf:  // its factor counts the paper's columns
+    case NormKind::lp_linf:
+    case NormKind::rms_linf:
+      return !transposed;
+    case NormKind::l1_lp:
+    case NormKind::l1_rms:
+      return transposed;
+    default:
+      return false;
+  }
+}
+
 bool on_host(const Norm& norm, const PolarMethod* polar) {
   return family_of(norm).on_host(given_or_svd(polar));
 }

@@ -83,6 +83,11 @@ std::optional<Norm> find_norm(const std::string& name);
 /// True for the norms that are a multiple of the largest singular value: their dual vectors are polar
 /// factors.
 bool is_spectral(const Norm& norm);
+/// True for those that are made of singular values.
+bool has_singular_values(const Norm& norm);
+/// True when every row of storage has a dual vector of its own, the same in a matrix of any number of rows,
+/// and the dual norm of the whole is the sum of the rows'.
+bool rows_apart(const Norm& norm, bool transposed);
 /// True when dualize() computes on the host, so that a GPU waits for it. `polar` as in Dualize.
 bool on_host(const Norm& norm, const PolarMethod* polar = nullptr);
 

@@ -187,6 +187,26 @@ PolarMethod polar_method(const std::string& text, int steps, const std::string& 
   return method;
 }
 
+double PolarMethod::flops(int64_t rows, int64_t cols) const {
+  const auto n = static_cast<double>(std::min(rows, cols)), m = static_cast<double>(std::max(rows, cols));
+  double sum = 0;
+  switch (kind) {
+    case Kind::newton_schulz:
+      for (const Quintic& step : steps) sum += 4 * n * n * m + (step.c != 0 ? 2 * n * n * n : 0);
+      return sum;
+    case Kind::newton:
+      return 4 * n * n * m + newton_steps * 6 * n * n * n;
+    case Kind::svd:
+      return 8 * n * n * m + 20 * n * n * n;
+    case Kind::sketch: {
+      constexpr double kMoreColumns = 8;
+      const double k = std::min(n, (rank > 0 ? static_cast<double>(rank) : n) + kMoreColumns);
+      return 14 * n * m * k + 20 * k * k * k;
+    }
+  }
+  return sum;
+}
+
 double PolarMethod::apply(double x) const {
   for (const Quintic& step : steps) x = step(x);
   return x;

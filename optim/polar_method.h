@@ -86,6 +86,12 @@ struct PolarMethod {
   bool on_host() const { return kind == Kind::svd || kind == Kind::sketch; }
   /// True when bf16 matrices are good enough.
   bool bears_bf16() const { return kind == Kind::newton_schulz; }
+  /// Floating-point operations for a matrix of these sides, n the smaller and m the larger one:
+  ///   Newton-Schulz  4 n^2 m + 2 n^3 a step, 4 n^2 m a cubic one, as if it always ran on X itself
+  ///   newton         4 n^2 m + 6 n^3 a step
+  ///   svd            8 n^2 m + 20 n^3, an estimate for LAPACK's divide and conquer
+  ///   sketch         14 n m k + 20 k^3 for k = rank + 8 columns, an estimate
+  double flops(int64_t rows, int64_t cols) const;
   /// What the steps make of a singular value x of the matrix that they start from.
   double apply(double x) const;
 };

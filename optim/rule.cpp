@@ -75,7 +75,7 @@ int64_t Rule::scratch_bytes(const Context&, const Group&) const {
   return 0;
 }
 
-bool Rule::rows_apart(const Group&) const {
+bool Rule::treats_rows_apart(const Group&, bool) const {
   return false;
 }
 

@@ -105,10 +105,14 @@ class Rule {
   /// True when direction() can move the weights in the same pass over memory: see RuleStep::apply.
   virtual bool fuses() const { return false; }
   /// True when, in such a group, the direction of every row of storage and all state of that row depend on
-  /// that row alone, and the dual norm of the whole is the sum of the rows': a block may then be cut between
-  /// rows, a rank owning each part.
-  virtual bool rows_apart(const Group& group) const;
-  /// FLOPs of one step on one block: what ranks share out evenly (owners.h).
+  /// that row alone, however many rows there are: a block may then be cut between rows, a rank owning each
+  /// part. If steps are `measured` (RuleStep::measure, prepare()), the numbers of the whole must also be the
+  /// sums of the rows'. Never with hyperball, which is a length of the whole.
+  bool rows_apart(const Group& group, bool measured) const {
+    return !hyperball_ && treats_rows_apart(group, measured);
+  }
+  /// FLOPs of one step on one block, the mean over steps: what ranks share out evenly (owners.h). Estimates
+  /// from the sizes alone; what moves every entry once counts little beside products.
   virtual double work(const Group& group) const;
   /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
   /// multiplied by the velocity.
@@ -125,6 +129,8 @@ class Rule {
   virtual Measured direction(Context& ctx, Group& group, const RuleStep& step) const = 0;
 
  private:
+  virtual bool treats_rows_apart(const Group& group, bool measured) const;
+
   double lr_, weight_decay_, sensitivity_;
   bool cautious_, hyperball_;
 };

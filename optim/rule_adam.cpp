@@ -74,6 +74,8 @@ class Adam final : public Rule {
   }
 
  private:
+  bool treats_rows_apart(const Group&, bool) const override { return true; }
+
   double beta1_, beta2_, eps_;
   bool bias_correction_;
 };

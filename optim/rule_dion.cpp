@@ -51,6 +51,12 @@ class Dion final : public Rule {
   std::vector<StateSpec> state(const Group& group) const override {
     return {{.name = "m", .shape = group.shape}, {.name = "q", .shape = {group.in(), rank_of(group)}}};
   }
+  /// Four products with P, Q or R, and a QR by reflections.
+  double work(const Group& group) const override {
+    const auto out = static_cast<double>(group.out()), in = static_cast<double>(group.in()),
+               rank = static_cast<double>(rank_of(group));
+    return 8 * out * in * rank + 4 * out * rank * rank;
+  }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
     const int64_t out = group.out(), in = group.in(), rank = rank_of(group);
     return dtype_bytes(group.dtype) * (out * in + (out + 2 * in + 1) * rank) + guard_scratch_bytes() +

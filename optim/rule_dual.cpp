@@ -36,6 +36,12 @@ bool DualRule::matrices_only() const {
   }
 }
 
+double DualRule::work(const Group& group) const {
+  const Norm norm = norm_of(group);
+  if (!has_singular_values(norm)) return Rule::work(group);
+  return (is_spectral(norm) ? parts_.polar : polar_method("svd")).flops(group.out(), group.in());
+}
+
 Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) const {
   const Norm norm = norm_of(group);
   if (is_spectral(norm)) return spectral(ctx, group, step);

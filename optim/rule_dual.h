@@ -36,6 +36,7 @@ class DualRule : public Rule {
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
   }
+  double work(const Group& group) const override;
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override;
 
@@ -57,6 +58,9 @@ class DualRule : public Rule {
   Shape batch_shape(const Context& ctx, const Group& group) const;
 
  private:
+  bool treats_rows_apart(const Group& group, bool) const override {
+    return ::rows_apart(norm_of(group), group.transposed);
+  }
   Measured signs(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral_batch(Context& ctx, const Factors& factors, const RuleStep& step) const;

@@ -98,6 +98,9 @@ class Prodigy final : public Rule {
   }
 
  private:
+  /// r is a number of the whole.
+  bool treats_rows_apart(const Group&, bool) const override { return beta2_ == 0; }
+
   /// How much the newest gradient counts in r and in s, in units of eta0.
   struct Weights {
     double r, s;

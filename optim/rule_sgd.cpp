@@ -47,6 +47,9 @@ class Sgd final : public Rule {
   }
 
  private:
+  /// Entry by entry, unless it divides by the length of the whole.
+  bool treats_rows_apart(const Group&, bool measured) const override { return !normalize_ && !measured; }
+
   Smoothing smoothing_;
   bool normalize_;
   Norm norm_;

@@ -69,6 +69,17 @@ class Soap final : public Rule {
     return specs;
   }
 
+  /// For a side of n and another of m: three rotations and a Gram matrix, 8 n^2 m; now and then a product and
+  /// its QR, 6 n^3.
+  double work(const Group& group) const override {
+    double sum = Rule::work(group);
+    for (const Side side : kSides) {
+      if (!rotates(side, group.shape)) continue;
+      const auto n = static_cast<double>(side_length(side, group.shape[0], group.shape[1]));
+      sum += 8 * n * static_cast<double>(group.shape.size()) + 6 * n * n * n / static_cast<double>(freq_);
+    }
+    return sum;
+  }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override;
 
