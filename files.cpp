@@ -303,22 +303,27 @@ std::string in_quotes(std::string_view text) {
   return out + (text.size() > 80 ? "...'" : "'");
 }
 
-uint64_t hash_file(const std::string& path) {
-  const MappedFile file(path, "file");
+uint64_t hash_bytes(const void* bytes, int64_t count, uint64_t seed) {
   // Four independent lanes of multiply and rotate, folded at the end: one word per cycle instead of one byte.
   uint64_t lanes[4] = {1, 2, 3, 4};
-  const auto size = static_cast<size_t>(file.size());
+  const auto* const data = static_cast<const unsigned char*>(bytes);
+  const auto size = static_cast<size_t>(count);
   const auto absorb = [&](size_t lane, uint64_t word) {
     lanes[lane] = std::rotl((lanes[lane] ^ word) * 0x9E3779B97F4A7C15ull, 29);
   };
   size_t at = 0;
   for (; at + 32 <= size; at += 32) {
     uint64_t words[4];
-    std::memcpy(words, file.data() + at, 32);
+    std::memcpy(words, data + at, 32);
     for (size_t lane = 0; lane < 4; ++lane) absorb(lane, words[lane]);
   }
-  for (; at < size; ++at) absorb(0, static_cast<unsigned char>(file.data()[at]));
-  uint64_t hash = mix_bits(size);
+  for (; at < size; ++at) absorb(0, data[at]);
+  uint64_t hash = mix_bits(size ^ seed);
   for (const uint64_t lane : lanes) hash = mix_bits(hash ^ lane);
   return hash;
+}
+
+uint64_t hash_file(const std::string& path) {
+  const MappedFile file(path, "file");
+  return hash_bytes(file.data(), file.size());
 }

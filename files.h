@@ -87,6 +87,9 @@ class FileShare {
   int fd_;
 };
 
+/// A 64-bit hash of `count` bytes, to notice differences (not malice); reads at memory speed. `seed` carries
+/// on from the hash of other bytes.
+uint64_t hash_bytes(const void* bytes, int64_t count, uint64_t seed = 0);
 /// A 64-bit hash of a file's bytes, to notice damage (not malice); reads at memory speed.
 uint64_t hash_file(const std::string& path);
 /// The whole text of a small file; RunError when it is missing or larger than `limit` bytes.

@@ -95,6 +95,11 @@ void add_reports(CLI::App& app, TrainOptions& o) {
       ->check(integer(0));
   app.add_option("--checkpoint-every", o.checkpoint_every, "steps; 0: only after the last")
       ->check(integer(0));
+  app.add_option("--verify-every", o.verify_every,
+                 "steps between comparisons of the parameters of all ranks; 0: at checkpoints only")
+      ->check(integer(0));
+  app.add_option("--patience", o.patience, "seconds that ranks wait for one of them before they give up")
+      ->check(number(0.1, 1e6));
   app.add_option("--keep", o.keep, "newest checkpoints to keep; 0: all")->check(integer(0));
 }
 

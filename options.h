@@ -26,8 +26,9 @@ struct TrainOptions {
   int64_t batch_size = 8;  // rows of one micro-batch
   int64_t seq_len = 256;   // tokens of one row
   int64_t grad_accum = 1;  // micro-batches per step, on each rank
-  int64_t global_batch = 0;  // rows of one update over all ranks and micro-batches; 0: what the two above give
-  int ranks = 1;             // processes of the job; not an option: setup.h, share_batch()
+  int64_t global_batch =
+      0;          // rows of one update over all ranks and micro-batches; 0: what the two above give
+  int ranks = 1;  // processes of the job; not an option: setup.h, share_batch()
   int64_t steps = 1000;
   uint64_t seed = 1337;
   bool shuffle = false;          // read the T-token chunks of the data in a seeded random order
@@ -37,6 +38,8 @@ struct TrainOptions {
   int64_t sample_tokens = 256;
   int64_t norms_every = 0;       // steps; 0: never. Telemetry in the paper's quantities
   int64_t checkpoint_every = 0;  // steps; 0: only after the last
+  int64_t verify_every = 500;    // steps between comparisons of the ranks' parameters; 0: at checkpoints only
+  double patience = 60;          // seconds that a rank may be waited for before it counts as hung
   int64_t keep = 2;              // newest checkpoints to keep; 0: all
   std::string qk_clip;           // TAU[:alpha=A], a bound on attention logits; empty: off
   std::string recipe = "muon";

@@ -41,8 +41,8 @@ struct ProgressState {
 /// One line that is redrawn on a terminal; otherwise a plain line at most every few seconds.
 class Progress {
  public:
-  /// `first_step` is where a resumed run begins; the time left is estimated from the steps made since. `shown`
-  /// is false on ranks that print nothing.
+  /// `first_step` is where a resumed run begins; the time left is estimated from the steps made since.
+  /// `shown` is false on ranks that print nothing.
   Progress(int64_t first_step, int64_t total_steps, bool shown = true);
   void update(const ProgressState& state);
   /// Shows any text the same way.

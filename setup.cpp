@@ -72,8 +72,9 @@ TrainOptions share_batch(TrainOptions options, int ranks) {
   options.ranks = ranks;
   if (options.global_batch == 0) return options;
   if (options.grad_accum != 1)
-    throw UsageError(fmt::format("--global-batch sets the number of micro-batches, --grad-accum {}, leave one out",
-                                 options.grad_accum));
+    throw UsageError(
+        fmt::format("--global-batch sets the number of micro-batches, --grad-accum {}, leave one out",
+                    options.grad_accum));
   const int64_t rows = options.global_batch / ranks;
   options.batch_size = std::min(options.batch_size, std::max<int64_t>(rows, 1));
   options.grad_accum = rows / options.batch_size;
@@ -218,11 +219,26 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
   return state;
 }
 
-std::optional<std::string> checkpoint_to_resume(const TrainOptions& options) {
+Watch::Facts job_facts(const TrainOptions& options) {
+  Watch::Facts facts = {{"the program", program_fingerprint()}};
+  for (const auto& [key, value] : to_json(options).items())
+    if (key != "threads") facts.emplace_back(key, value.dump());
+  return facts;
+}
+
+Watch::Facts data_facts(const nlohmann::json& identity, uint64_t val_fingerprint) {
+  Watch::Facts facts = {{"the validation data", fmt::format("{:016x}", val_fingerprint)}};
+  for (const auto& [key, value] : identity.items()) facts.emplace_back(key, value.dump());
+  return facts;
+}
+
+std::optional<std::string> checkpoint_to_resume(const TrainOptions& options, Comm& comm) {
   std::vector<std::string> passed_over;
-  auto newest = newest_checkpoint(options.out, &passed_over);
+  auto newest = newest_checkpoint(comm, options.out, &passed_over);
+  const bool holds_run = newest || RunLog::exists(options.out);
+  comm.barrier();  // all have looked before rank 0 begins a log there
   if (!options.resume) {
-    if (newest || RunLog::exists(options.out))
+    if (holds_run)
       throw UsageError(fmt::format("it already holds a run, --out {}, add --resume or choose another folder",
                                    options.out));
     return std::nullopt;

@@ -13,6 +13,7 @@
 #include "optim/optimizer.h"
 #include "optim/qk_clip.h"
 #include "options.h"
+#include "watch.h"
 #include "world.h"
 
 /// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest
@@ -30,8 +31,8 @@ std::string describe_device(const Context& ctx);
 /// Bytes that a plan may use where `ctx` computes: the free memory of a GPU, all of the machine's on the CPU.
 int64_t usable_memory(const Context& ctx);
 
-/// The same options as each of `ranks` processes takes them: how many micro-batches of how many rows. UsageError
-/// when --global-batch cannot be shared out evenly.
+/// The same options as each of `ranks` processes takes them: how many micro-batches of how many rows.
+/// UsageError when --global-batch cannot be shared out evenly.
 TrainOptions share_batch(TrainOptions options, int ranks);
 
 /// The model to train: --model, or the sizes in the config.json of --init; the vocabulary comes from the
@@ -62,6 +63,11 @@ nlohmann::json state_to_json(const RunState& state, const TrainOptions& options,
 RunState state_from_json(const nlohmann::json& json, const nlohmann::json& identity,
                          const std::string& folder);
 
-/// The newest checkpoint of --out when resuming. UsageError when --out holds a run and --resume was not
-/// given; damaged checkpoints are passed over with a warning on standard error.
-std::optional<std::string> checkpoint_to_resume(const TrainOptions& options);
+/// What all ranks of a job must have in common before they read anything: options and the program; and then
+/// the model and the data. Names and values for Watch::agree().
+Watch::Facts job_facts(const TrainOptions& options);
+Watch::Facts data_facts(const nlohmann::json& identity, uint64_t val_fingerprint);
+
+/// The newest checkpoint of --out when resuming, the same on all ranks. UsageError when --out holds a run and
+/// --resume was not given; damaged checkpoints are passed over with a warning on standard error.
+std::optional<std::string> checkpoint_to_resume(const TrainOptions& options, Comm& comm);

@@ -1,7 +1,7 @@
 // train_gpt: trains GPT models from scratch; every tensor moves by steepest descent under a norm that fits
 // its role.
 //
-//   options -> device -> data -> model -> optimizer -> loop
+//   options -> world -> device -> data -> model -> optimizer -> loop
 //
 // This file is the whole program at a glance. Plain C++: it also compiles without CUDA.
 #include <fmt/format.h>
@@ -14,20 +14,85 @@
 #include "files.h"
 #include "interrupt.h"
 #include "model/checkpoint.h"
+#include "model/kernels/together.h"
 #include "norms_report.h"
 #include "plan.h"
 #include "polar_tool.h"
 #include "setup.h"
 #include "training.h"
+#include "watch.h"
+#include "world.h"
 
 namespace {
-int train(const TrainOptions& options) {
-  make_folder(options.out);
-  const FolderLock lock(options.out);  // one process at a time writes there
-  const std::optional<std::string> resume_from = checkpoint_to_resume(options);
-  World world(find_launch());
+constexpr const char* kNotEnoughMemory = "not enough memory, this machine, use a smaller model or batch";
+
+/// The folder of the run; rank 0 holds it, so that no other job writes there meanwhile.
+std::unique_ptr<FolderLock> hold_folder(const std::string& out, Comm& comm) {
+  std::unique_ptr<FolderLock> lock;
+  together(comm, [&] {
+    if (comm.rank() != 0) return;
+    make_folder(out);
+    lock = std::make_unique<FolderLock>(out);
+  });
+  expect_shared(comm, out);
+  return lock;
+}
+
+/// Weights and state as the run begins, or as the checkpoint left them.
+RunState begin(const TrainOptions& options, const std::optional<std::string>& resume_from,
+               const nlohmann::json& identity, Gpt& model, Optimizer& optimizer) {
+  RunState state;
+  together(*model.context().comm, [&] {
+    if (resume_from) {
+      state = state_from_json(load_state(*resume_from), identity, *resume_from);
+      load_parameters(*resume_from, model.parameters());
+      load_optimizer(*resume_from, optimizer.state());
+    } else if (options.init.empty()) {
+      model.parameters().initialize(options.seed);
+    } else {
+      load_parameters(find_weights(options.init), model.parameters());
+    }
+  });
+  return state;
+}
+
+/// From the first step to the last, or to where a signal stops all ranks.
+void run_steps(Training& run, int64_t saved) {
+  const InterruptGuard interrupt;
+  // Steps that may be on their way while the next is enqueued.
+  const size_t behind = run.model.context().where == Where::gpu ? 1 : 0;
+  while (run.next_step() < run.options.steps) {
+    if (interrupt.requested()) run.watch.request_stop();
+    if (!run.watch.start_step(run.next_step())) break;
+    run.enqueue_step();
+    const bool last = run.next_step() == run.options.steps;
+    const bool validate = last || run.due(run.options.val_every), sample = run.due(run.options.sample_every),
+               save = last || run.due(run.options.checkpoint_every),
+               verify = run.due(run.options.verify_every);
+    run.finish_steps(validate || sample || save || verify ? 0 : behind);
+    if (verify || save) run.verify();
+    if (validate) run.validate();
+    if (sample) run.sample();
+    if (save) {
+      run.checkpoint();
+      saved = run.state.step;
+    }
+  }
+  run.finish_steps(0);
+  run.progress.finish();
+  if (run.state.step < run.options.steps && saved != run.state.step) run.checkpoint();
+}
+
+/// What a job of one or more processes does, each of them.
+int train(const TrainOptions& given, World& world, Watch& watch) {
   Context ctx;
-  use_device(ctx, options.machine, world);
+  use_device(ctx, given.machine, world, [&] { watch.check(); });
+  Comm& comm = *ctx.comm;
+  const bool first = comm.rank() == 0;  // prints and logs
+  const TrainOptions options = share_batch(given, comm.size());
+  watch.agree(job_facts(options));
+  const auto lock = hold_folder(options.out, comm);
+  const std::optional<std::string> resume_from = checkpoint_to_resume(options, comm);
   const MachineRates rates = measure_rates(ctx);
 
   const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(options.train);
@@ -43,62 +108,40 @@ int train(const TrainOptions& options) {
             /*watch_logits=*/clip_options.on());
   const OptimizerOptions rules = choose_optimizer(options, model.parameters());
   Optimizer optimizer(ctx, model.parameters(), rules);
+  Exchange exchange(ctx, model.parameters(), optimizer.owners());
   Telemetry telemetry(ctx, model.parameters(), optimizer, options.norms_every);
-  print_plan(options, model, optimizer, telemetry);
+  if (first) print_plan(options, model, optimizer, telemetry);
   expect_memory(options, model, optimizer, telemetry);
   model.allocate();
   optimizer.allocate();
+  exchange.allocate();
   telemetry.allocate();
   std::optional<QkClip> qk_clip;
   if (clip_options.on()) qk_clip.emplace(ctx, model.parameters(), model.max_logits(), clip_options);
 
   const nlohmann::json identity = run_identity(options, config, rules, train_shards.fingerprint());
-  RunState state;
-  if (resume_from) {
-    state = state_from_json(load_state(*resume_from), identity, *resume_from);
-    load_parameters(*resume_from, model.parameters());
-    load_optimizer(*resume_from, optimizer.state());
-    fmt::print("resuming after step {} from {}\n", state.step, *resume_from);
-  } else if (options.init.empty()) {
-    model.parameters().initialize(options.seed);
-  } else {
-    load_parameters(find_weights(options.init), model.parameters());
-  }
-  RunLog log = resume_from ? RunLog::resume(options.out, state.step) : RunLog::create(options.out);
+  watch.agree(data_facts(identity, val_shards.fingerprint()));
+  const RunState state = begin(options, resume_from, identity, model, optimizer);
+  if (first && resume_from) fmt::print("resuming after step {} from {}\n", state.step, *resume_from);
+  RunLog log = !first        ? RunLog::none()
+               : resume_from ? RunLog::resume(options.out, state.step)
+                             : RunLog::create(options.out);
   if (!resume_from) log.write(run_line(options, model, rules, rates));
-  Progress progress(state.step, options.steps);
-  BatchReader batches(train_data, state.step);
-  Training run{options,  tokenizer.get(), identity,  rates,
-               model,    optimizer,       exchange,  telemetry,
-               qk_clip ? &*qk_clip : nullptr,
-               batches, val_data,        log,       progress,
-               state};
+  Progress progress(state.step, options.steps, first);
+  BatchReader batches(train_data, state.step, comm.rank() * options.rows_per_rank(), options.rows_per_rank());
+  Training run{options,  tokenizer.get(), identity,
+               rates,    model,           optimizer,
+               exchange, telemetry,       qk_clip ? &*qk_clip : nullptr,
+               batches,  val_data,        log,
+               progress, watch,           state};
 
-  const InterruptGuard interrupt;
-  const size_t behind =
-      ctx.where == Where::gpu ? 1 : 0;  // steps that may be on their way while the next is enqueued
-  int64_t saved = resume_from ? state.step : -1;
   if (!resume_from) run.validate();
-  while (run.next_step() < options.steps && !interrupt.requested()) {
-    run.enqueue_step();
-    const bool last = run.next_step() == options.steps;
-    const bool validate = last || run.due(options.val_every), sample = run.due(options.sample_every),
-               save = last || run.due(options.checkpoint_every);
-    run.finish_steps(validate || sample || save ? 0 : behind);
-    if (validate) run.validate();
-    if (sample) run.sample();
-    if (save) {
-      run.checkpoint();
-      saved = run.state.step;
-    }
-  }
-  run.finish_steps(0);
-  progress.finish();
+  run_steps(run, resume_from ? state.step : -1);
   if (run.state.step < options.steps) {
-    if (saved != run.state.step) run.checkpoint();
-    fmt::print(
-        "interrupted after step {}; the checkpoint is written: the same command with --resume continues\n",
-        run.state.step);
+    if (first)
+      fmt::print(
+          "interrupted after step {}; the checkpoint is written: the same command with --resume continues\n",
+          run.state.step);
     return 130;  // 128 + SIGINT, as shells expect
   }
   log.write({{"type", "end"},
@@ -106,10 +149,30 @@ int train(const TrainOptions& options) {
              {"train_seconds", run.state.train_seconds},
              {"val_loss", run.state.val_loss},
              {"peak_rss_mb", peak_rss_mb()}});
-  if (run.norms) fmt::print("{}", norms_table(*run.norms));
-  fmt::print("done: {} steps in {} of training, validation loss {:.6f}, peak memory {:.0f} MiB\n",
-             run.state.step, clock_text(run.state.train_seconds), run.state.val_loss, peak_rss_mb());
+  if (first && run.norms) fmt::print("{}", norms_table(*run.norms));
+  if (first)
+    fmt::print("done: {} steps in {} of training, validation loss {:.6f}, peak memory {:.0f} MiB\n",
+               run.state.step, clock_text(run.state.train_seconds), run.state.val_loss, peak_rss_mb());
   return 0;
+}
+
+/// The same, with what goes wrong on one rank told to all.
+int train(const TrainOptions& options) {
+  World world(find_launch());
+  Watch watch(world.rank(), world.size(), [&](const std::string& text) { return world.gather(text).front(); },
+              {.patience = options.patience});
+  try {
+    return train(options, world, watch);
+  } catch (const UsageError& error) {
+    watch.fail(error.what(), 2);
+    throw;
+  } catch (const std::bad_alloc&) {
+    watch.fail(kNotEnoughMemory);
+    throw;
+  } catch (const std::exception& error) {
+    watch.fail(error.what());
+    throw;
+  }
 }
 
 int run_command(const Options& options) {
@@ -144,7 +207,7 @@ int main(int argc, char** argv) {
   } catch (const UsageError& error) {
     return fail(error.what(), 2);
   } catch (const std::bad_alloc&) {
-    return fail("not enough memory, this machine, use a smaller model or batch", 1);
+    return fail(kNotEnoughMemory, 1);
   } catch (const std::exception& error) {
     return fail(error.what(), 1);
   }

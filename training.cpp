@@ -7,6 +7,7 @@
 
 #include "commands.h"
 #include "error.h"
+#include "files.h"
 #include "model/checkpoint.h"
 #include "model/generate.h"
 #include "norms_report.h"
@@ -35,8 +36,8 @@ void Training::enqueue_step() {
       {step, losses.mark(), optimizer.mark(), qk_clip != nullptr ? qk_clip->mark() : -1, start});
 }
 
-/// The gradient of the mean loss of the global batch: summed over the micro-batches here, and over the ranks on
-/// its way to the owners.
+/// The gradient of the mean loss of the global batch: summed over the micro-batches here, and over the ranks
+/// on its way to the owners.
 void Training::gradients(const std::vector<TokenBatch>& micro) {
   const size_t count = micro.size();
   for (size_t i = 0; i < count; ++i)
@@ -109,21 +110,44 @@ void Training::finish(const Enqueued& step) {
                                  {"speed_of_light", floor / seconds}};
   if (qk_clip != nullptr) line["max_logit"] = qk_clip->max_logit(step.clip);
   if (report.eta > 0) line["eta"] = report.eta;
-  if (!comm.alone()) add_costs(line);
+  if (!comm.alone()) add_costs(line, seconds);
   log.write(line);
   progress.update({step.step + 1, loss, state.val_loss, speed});
 }
 
 /// What this rank's exchanges took since the last step was logged.
-void Training::add_costs(nlohmann::ordered_json& line) {
+void Training::add_costs(nlohmann::ordered_json& line, double seconds) {
   const CommCosts now = comm.costs();
+  const double exposed = now.exposed - last_costs.exposed;
   line["comm_busy_ms"] = (now.busy - last_costs.busy) * 1e3;
-  line["comm_exposed_ms"] = (now.exposed - last_costs.exposed) * 1e3;
+  line["comm_exposed_ms"] = exposed * 1e3;
   line["comm_bytes"] = now.sent - last_costs.sent;
   last_costs = now;
+  watch.worked(std::max(0.0, seconds - exposed));
+}
+
+void Training::name_slow_rank() {
+  const std::string slow = watch.slow_rank();
+  if (slow.empty()) return;
+  log.write({{"type", "slow_rank"}, {"step", state.step}, {"text", slow}});
+  progress.say(slow);
+}
+
+void Training::verify() {
+  if (comm.alone()) return;
+  const auto doing = watch.now("comparing parameters");
+  exchange.finish_weights();
+  name_slow_rank();
+  uint64_t checksum = 0;
+  for (const Parameter& p : model.parameters()) {
+    const OnHost host(model.context(), p.compute);
+    checksum = hash_bytes(host->data, host->bytes(), checksum);
+  }
+  watch.compare(state.step, checksum);
 }
 
 void Training::validate() {
+  const auto doing = watch.now("validating");
   exchange.finish_weights();
   const int64_t rows = std::clamp<int64_t>(options.val_tokens / options.seq_len, 1, val_data.chunks());
   state.val_loss = mean_loss(model, val_data, rows, options.batch_size);
@@ -139,6 +163,7 @@ void Training::validate() {
 void Training::sample() {
   exchange.finish_weights();
   if (tokenizer == nullptr || comm.rank() != 0) return;
+  const auto doing = watch.now("sampling");
   const std::vector<int32_t> drawn = generate(model, {tokenizer->end_of_text()},
                                               {.tokens = options.sample_tokens,
                                                .seed = options.seed,
@@ -150,13 +175,19 @@ void Training::sample() {
 }
 
 void Training::checkpoint() {
+  const auto doing = watch.now("writing a checkpoint");
   exchange.finish_weights();
   const std::vector<NamedTensor> optimizer_state = optimizer.state();
+  std::vector<OwnedRows> owned;
+  for (const Piece& piece : optimizer.owners().pieces())
+    owned.push_back(
+        {.parameter = piece.parameter, .first = piece.first, .rows = piece.rows, .owner = piece.owner});
   const std::string folder =
       save_checkpoint({.out = options.out,
                        .step = state.step,
                        .config = model.config(),
                        .parameters = model.parameters(),
+                       .owned = owned,
                        .optimizer = optimizer_state,
                        .state = state_to_json(state, options, identity),
                        .tokenizer = tokenizer != nullptr ? tokenizer->json() : "",
@@ -165,4 +196,3 @@ void Training::checkpoint() {
                        .existing = Existing::replace});
   log.write({{"type", "checkpoint"}, {"step", state.step}, {"path", folder}});
 }
-

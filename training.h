@@ -1,5 +1,5 @@
-// A run between its first step and its last: what `train` does with its parts, on every rank alike. Rank 0 alone
-// logs, shows progress, samples and writes what a checkpoint has once.
+// A run between its first step and its last: what `train` does with its parts, on every rank alike. Rank 0
+// alone logs, shows progress, samples and writes what a checkpoint has once.
 //
 // A GPU works a step behind: while it makes one, the next is enqueued, so numbers of a step are read, logged
 // and judged when they come.
@@ -23,6 +23,7 @@
 #include "options.h"
 #include "run_log.h"
 #include "setup.h"
+#include "watch.h"
 
 struct Training {
   const TrainOptions& options;
@@ -33,11 +34,12 @@ struct Training {
   Optimizer& optimizer;
   Exchange& exchange;
   Telemetry& telemetry;
-  QkClip* const qk_clip;  // null without --qk-clip
-  BatchReader& batches;   // this rank's rows of every global batch
+  QkClip* const qk_clip;   // null without --qk-clip
+  BatchReader& batches;    // this rank's rows of every global batch
   const Loader& val_data;  // one row at a time
   RunLog& log;
   Progress& progress;
+  Watch& watch;    // over the other ranks
   RunState state;  // of the steps whose numbers have come
 
   Comm& comm = *model.context().comm;
@@ -60,13 +62,16 @@ struct Training {
   void finish_steps(size_t leave);
   /// The mean loss over the first --val-tokens of the validation data, in whole rows, shared by the ranks.
   void validate();
+  /// Ends the job when the weights that the model reads are not the same bits on all ranks.
+  void verify();
   /// Text from the model as it is now, begun by an end-of-text token: the start of a document.
   void sample();
   void checkpoint();
 
  private:
   void finish(const Enqueued& step);
-  void add_costs(nlohmann::ordered_json& line);
+  void add_costs(nlohmann::ordered_json& line, double seconds);
+  void name_slow_rank();
   void gradients(const std::vector<TokenBatch>& micro);
   void update(int64_t step, bool keep_directions);
   void measure(int64_t step, const std::vector<TokenBatch>& micro);
