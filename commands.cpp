@@ -66,6 +66,25 @@ void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row)
   const nlohmann::json json = {{"tokens", {row}}, {"logits", {logits}}, {"loss", loss}};
   write_text(path, json.dump() + "\n", Existing::replace);
 }
+
+/// How every tensor is updated; among several ranks also by which, and what falls to each.
+void print_rules(const Optimizer& optimizer, const ParameterTable& parameters, int ranks) {
+  fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}{}\n", "tensor", "role", "shape", "norm",
+             "lr", "decay", "s", ranks > 1 ? fmt::format("{:<14}", "ranks") : "", "rule");
+  for (const RowInfo& row : optimizer.describe(ranks)) {
+    const Parameter& p = parameters.at(row.parameter);
+    const std::string shape =
+        row.matrices > 1
+            ? fmt::format("{} x {}", row.matrices, Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
+            : p.shape.str();
+    const std::string by = row.by == role_name(row.role) ? "" : fmt::format("  (--set {})", row.by);
+    const std::string owners = ranks > 1 ? fmt::format("{:<14}", row.owners) : "";
+    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>6.4g}  {}{}{}\n", row.parameter,
+               role_name(row.role), shape, row.norm, row.lr, row.weight_decay, row.sensitivity, owners,
+               row.rule, by);
+  }
+  if (ranks > 1) fmt::print("\n{}", optimizer.describe_ranks(ranks));
+}
 }  // namespace
 
 int run_prepare(const PrepareOptions& options) {
@@ -159,19 +178,8 @@ int run_info(const TrainOptions& options) {
             /*watch_logits=*/choose_qk_clip(options).on());
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
   print_plan(options, model, optimizer, Telemetry(ctx, model.parameters(), optimizer, options.norms_every));
-  fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}\n", "tensor", "role", "shape", "norm",
-             "lr", "decay", "s", "rule");
-  const std::vector<RowInfo> rows = optimizer.describe();
-  for (const RowInfo& row : rows) {
-    const Parameter& p = model.parameters().at(row.parameter);
-    const std::string shape =
-        row.matrices > 1
-            ? fmt::format("{} x {}", row.matrices, Shape{p.shape[0] / row.matrices, p.shape[1]}.str())
-            : p.shape.str();
-    const std::string by = row.by == role_name(row.role) ? "" : fmt::format("  (--set {})", row.by);
-    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>6.4g}  {}{}\n", row.parameter,
-               role_name(row.role), shape, row.norm, row.lr, row.weight_decay, row.sensitivity, row.rule, by);
-  }
+  print_rules(optimizer, model.parameters(),
+              options.ranks > 0 ? static_cast<int>(options.ranks) : ctx.comm->size());
   return 0;
 }
 

@@ -9,46 +9,24 @@
 #include "model/kernels/reduce.h"
 #include "optim/hyperball.h"
 #include "optim/modular.h"
-#include "optim/sensitivity.h"
 #include "optim/update.h"
 
-struct Optimizer::Row {
-  Parameter* parameter;
-  const Rule* rule;
-  std::string text, by;            // of the rule, and what gave it: a role or a pattern
-  double sensitivity;              // of the rule and of options.sensitivities
-  std::vector<StateSpec> specs;    // per block
-  std::vector<Tensor> state = {};  // of the whole parameter: the blocks' states stacked
-  Tensor anchor = {};              // the weight before the first step, for an escape velocity
-  bool needs_anchor = false;
-  size_t batch = 0;  // where its blocks are
+struct Optimizer::Shard {
+  Piece piece;
+  std::vector<StateSpec> specs;  // per block
+  std::vector<Tensor> state;     // the blocks' states stacked; without data where another rank keeps it
+  Tensor anchor = {};            // the weight before the first step, for an escape velocity
+  size_t batch = 0;              // where its blocks are
 };
 
 struct Optimizer::Batch {
   const Rule* rule;
   double sensitivity;
   Group group;
-  double lr = 0;         // of the last step, after the schedule
   bool applied = false;  // the last step's direction() has moved the weights
 };
 
 namespace {
-std::string option_of(Role role) {
-  return fmt::format("--{}", role_name(role));
-}
-
-/// The shape of one of the parameter's blocks.
-Shape block_shape(const Parameter& p) {
-  if (!p.is_matrix()) return p.shape;
-  expect(p.shape[0] % p.matrices == 0, "optimizer: a fused parameter's rows must divide into its matrices");
-  return {p.shape[0] / p.matrices, p.shape[1]};
-}
-
-/// The group that the parameter's blocks belong to, without any blocks yet.
-Group group_of(const Parameter& p) {
-  return {.shape = block_shape(p), .transposed = p.stored_transposed(), .blocks = {}};
-}
-
 /// `count` blocks of this shape, one below the other.
 Shape stacked(const Shape& block, int count) {
   switch (block.rank()) {
@@ -66,110 +44,66 @@ Tensor block_of(const Tensor& tensor, int i, int count) {
   const int64_t rows = tensor.shape[0] / count;
   return tensor.slice(i * rows, rows);
 }
+
+Tensor rows_of(const Tensor& tensor, const Piece& piece) {
+  return tensor.slice(piece.first, piece.rows);
+}
+
+/// The bf16 copy of a parameter that products read; absent when they read the weight.
+Tensor copy_of(const Parameter& p) {
+  return p.compute.data == p.value.data ? Tensor{} : p.compute;
+}
 }  // namespace
 
 Optimizer::Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions& options)
-    : ctx_(ctx), table_(table), options_(options) {
-  assign_rules();
-  check_step_sizes();
+    : ctx_(ctx),
+      options_(options),
+      assignment_(assign_rules(table, options)),
+      owners_(owners_of(assignment_, ctx.comm->size())) {
+  if (assignment_.velocity) escape_.emplace(*assignment_.velocity);
   plan_state();
-  grads_.resize(rows_.size());
-  for (size_t i = 0; i < rows_.size(); ++i) grads_[i].shape = rows_[i].parameter->shape;
-  arena_.add(&totals_, DType::f64, {static_cast<int64_t>(rows_.size()) + 1});
+  arena_.add(&totals_, DType::f64, {std::ssize(shards_) + 1});
   arena_.add(&grad_scale_, {1});
-}
-
-const Rule* Optimizer::add_rule(const std::string& option, const std::string& text) {
-  rules_.push_back(make_rule(option, text));
-  return rules_.back().get();
-}
-
-/// One row for every parameter, with the rule of its role or its name.
-void Optimizer::assign_rules() {
-  struct Named {
-    const Rule* rule;
-    std::string text, by, option;
-    bool used = false;
-  };
-  std::map<Role, Named> by_role;
-  for (const auto& [role, text] : options_.rules)
-    by_role[role] = {add_rule(option_of(role), text), text, role_name(role), option_of(role)};
-  std::vector<Named> by_name;
-  for (const RuleOverride& o : options_.overrides) {
-    const std::string option = "--set '" + o.pattern + "'";
-    by_name.push_back({add_rule(option, o.rule), o.rule, o.pattern, option});
-  }
-  const std::vector<double> sensitivities = read_sensitivities(options_.sensitivities, table_);
-  for (Parameter& p : table_) {
-    Named* named = by_role.contains(p.role) ? &by_role[p.role] : nullptr;
-    for (Named& candidate : by_name)
-      if (name_matches(candidate.by, p.name)) named = &candidate, candidate.used = true;
-    if (named == nullptr)
-      throw UsageError(fmt::format("no rule for {}, {}, give one such as {} adam", p.name, option_of(p.role),
-                                   option_of(p.role)));
-    if (named->rule->matrices_only() && !p.is_matrix())
-      throw UsageError(
-          fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign or signum",
-                      named->text, p.name, named->option));
-    rows_.push_back({.parameter = &p,
-                     .rule = named->rule,
-                     .text = named->text,
-                     .by = named->by,
-                     .sensitivity = named->rule->sensitivity() * sensitivities[rows_.size()],
-                     .specs = named->rule->state(group_of(p))});
-  }
-  for (const Named& named : by_name)
-    if (!named.used)
-      throw UsageError(
-          fmt::format("no tensor has that name, {}, see the names with train_gpt info", named.option));
-}
-
-/// Where step sizes come from: they must not exclude each other.
-void Optimizer::check_step_sizes() {
-  if (options_.sharpness > 0 && options_.escape)
-    throw UsageError("a step size has one source, --sharpness and --escape, choose one");
-  if (options_.escape) escape_.emplace(*options_.escape);
-  std::optional<EscapeOptions> common;
-  for (Row& row : rows_) {
-    const std::optional<EscapeOptions> own = row.rule->escapes();
-    row.needs_anchor = own || options_.escape;
-    if (row.rule->hyperball() && (options_.sharpness > 0 || row.parameter->init == Init::zeros))
-      throw UsageError(fmt::format("hyperball needs {}, --{} {}, leave hyperball out",
-                                   options_.sharpness > 0
-                                       ? "a step size that is known before the direction, so no --sharpness"
-                                       : row.parameter->name + " to begin with other values than zero",
-                                   row.by, row.text));
-    if (!own) continue;
-    if (measured())
-      throw UsageError(fmt::format("{} sets its own step size, --{} {}, leave --sharpness and --escape out",
-                                   row.text.substr(0, row.text.find(':')), row.by, row.text));
-    if (common && *common != *own)
-      throw UsageError(
-          fmt::format("all tensors share one escape velocity, --{} {}, give the same eta0, growth and "
-                      "coefficient everywhere",
-                      row.by, row.text));
-    common = own;
-  }
-  if (common) escape_.emplace(*common);
-}
-
-void Optimizer::plan_state() {
-  for (Row& row : rows_) {  // rows_ no longer grows: the arena may keep pointers to its tensors
-    if (row.rule->hyperball()) row.specs.push_back({.name = "radius", .shape = {}});
-    row.state.resize(row.specs.size());
-    for (size_t i = 0; i < row.specs.size(); ++i)
-      arena_.add(&row.state[i], stacked(row.specs[i].shape, row.parameter->matrices));
-    if (row.needs_anchor) arena_.add(&row.anchor, row.parameter->shape);
-    row.batch = batch_for(row);
-    auto& blocks = batches_[row.batch].group.blocks;
-    blocks.resize(blocks.size() + static_cast<size_t>(row.parameter->matrices));  // filled by allocate()
-  }
 }
 
 Optimizer::~Optimizer() = default;
 
-size_t Optimizer::batch_for(const Row& row) {
-  const Group group = group_of(*row.parameter);
+const AssignedRule& Optimizer::row_of(const Shard& shard) const {
+  return assignment_.rows[shard.piece.parameter];
+}
+
+void Optimizer::plan_state() {
+  for (const Piece& piece : owners_.pieces())
+    shards_.push_back(
+        {.piece = piece, .specs = state_of(assignment_.rows[piece.parameter], piece), .state = {}});
+  grads_.resize(shards_.size());
+  for (size_t i = 0; i < shards_.size();
+       ++i) {  // shards_ no longer grows: the arena may keep pointers to its tensors
+    Shard& shard = shards_[i];
+    const AssignedRule& row = row_of(shard);
+    const Piece& piece = shard.piece;
+    const Shape& whole = row.parameter->shape;
+    const Shape rows = whole.rank() == 2 ? Shape{piece.rows, whole[1]} : Shape{piece.rows};
+    for (const StateSpec& spec : shard.specs) {
+      shard.state.emplace_back(nullptr, DType::f32, stacked(spec.shape, piece.matrices));
+      expect(
+          piece.rows % (whole[0] / row.parameter->matrices) == 0 || shard.state.back().shape[0] == piece.rows,
+          "optimizer: a rule that treats rows apart keeps state by rows");
+    }
+    if (row.needs_anchor) shard.anchor.shape = rows;
+    grads_[i].shape = Shape{0};
+    if (!mine(piece)) continue;
+    grads_[i].shape = rows;
+    for (Tensor& tensor : shard.state) arena_.add(&tensor, tensor.shape);
+    if (row.needs_anchor) arena_.add(&shard.anchor, rows);
+    shard.batch = batch_for(row, piece);
+    auto& blocks = batches_[shard.batch].group.blocks;
+    blocks.resize(blocks.size() + static_cast<size_t>(piece.matrices));  // filled by allocate()
+  }
+}
+
+size_t Optimizer::batch_for(const AssignedRule& row, const Piece& piece) {
+  const Group group = group_of(*row.parameter, piece);
   for (size_t i = 0; i < batches_.size(); ++i)
     if (batches_[i].rule == row.rule && batches_[i].sensitivity == row.sensitivity &&
         batches_[i].group.shape == group.shape && batches_[i].group.transposed == group.transposed)
@@ -184,7 +118,7 @@ int64_t Optimizer::scratch_bytes() const {
     bytes = std::max(bytes, batch.rule->scratch_bytes(ctx_, batch.group));
     if (batch.rule->hyperball()) bytes = std::max(bytes, hyperball_scratch_bytes(batch.group));
   }
-  return measured() || escape_ ? std::max(bytes, whole_scratch_bytes()) : bytes;
+  return options_.measured() || escape_ ? std::max(bytes, whole_scratch_bytes()) : bytes;
 }
 
 void Optimizer::allocate() {
@@ -192,63 +126,94 @@ void Optimizer::allocate() {
   ctx_.scratch.reserve(scratch_bytes());
   readback_ = std::make_unique<Readback>(ctx_, totals_.size());
   for (Batch& batch : batches_) batch.group.blocks.clear();
-  for (size_t i = 0; i < rows_.size(); ++i) grads_[i] = rows_[i].parameter->grad;
-  for (Row& row : rows_) {
-    const Parameter& p = *row.parameter;
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    const Parameter& p = *row_of(shards_[i]).parameter;
     expect(p.value && p.grad, "optimizer: allocate the parameter table with gradients first");
-    for (int i = 0; i < p.matrices; ++i) {
-      Block block{
-          .weight = block_of(p.value, i, p.matrices), .grad = block_of(p.grad, i, p.matrices), .state = {}};
-      if (row.anchor) block.anchor = block_of(row.anchor, i, p.matrices);
-      if (p.compute.data != p.value.data) block.compute = block_of(p.compute, i, p.matrices);
-      for (size_t k = 0; k < row.state.size(); ++k)
-        block.state.push_back(block_of(row.state[k], i, p.matrices).view(row.specs[k].shape));
-      batches_[row.batch].group.blocks.push_back(block);
-    }
+    if (!mine(shards_[i].piece)) continue;
+    grads_[i] = rows_of(p.grad, shards_[i].piece);
+    add_blocks(shards_[i]);
+  }
+}
+
+void Optimizer::add_blocks(const Shard& shard) {
+  const Parameter& p = *row_of(shard).parameter;
+  const int count = shard.piece.matrices;
+  const Tensor value = rows_of(p.value, shard.piece), grad = rows_of(p.grad, shard.piece);
+  for (int i = 0; i < count; ++i) {
+    Block block{.weight = block_of(value, i, count), .grad = block_of(grad, i, count), .state = {}};
+    if (shard.anchor) block.anchor = block_of(shard.anchor, i, count);
+    if (copy_of(p)) block.compute = block_of(rows_of(p.compute, shard.piece), i, count);
+    for (size_t k = 0; k < shard.state.size(); ++k)
+      block.state.push_back(block_of(shard.state[k], i, count).view(shard.specs[k].shape));
+    batches_[shard.batch].group.blocks.push_back(block);
   }
 }
 
 void Optimizer::step(int64_t t, int64_t total, bool keep_directions) {
-  const int64_t rows = static_cast<int64_t>(rows_.size());
-  const Tensor sums = totals_.slice(0, rows);
   if (t == 0) keep_anchors();
-  sums_of_squares(ctx_, {.sums = sums, .tensors = grads_});
-  clip_factor(
-      ctx_,
-      {.sums = sums, .limit = options_.grad_clip, .norm = totals_.slice(rows, 1), .scale = grad_scale_});
-  readback_->fetch(totals_);
-  const double multiplier = options_.schedule.multiplier(t, total), eta = escape_ ? escape_->eta() : 0;
-  for (Batch& batch : batches_) batch.lr = multiplied_lr(*batch.rule, multiplier, eta);
+  take_norm();
+  rates_ = {.multiplier = options_.schedule.multiplier(t, total), .eta = escape_ ? escape_->eta() : 0};
   RuleStep step{
-      .t = t + 1, .grad_scale = grad_scale_, .clips = options_.grad_clip > 0, .measure = measured()};
-  if (escape_) step.eta = step.next_eta = eta, step.first_eta = escape_->first();
+      .t = t + 1, .grad_scale = grad_scale_, .clips = options_.grad_clip > 0, .measure = options_.measured()};
+  if (escape_) step.eta = step.next_eta = rates_.eta, step.first_eta = escape_->first();
   if (escape_ && !options_.escape) {  // the rules measure before they move
-    const Measured sums_of_rules = prepare(step);
+    const Measured sums_of_rules = of_all_ranks(prepare(step));
     step.next_eta = escape_->after(sums_of_rules);
     escape_->update(sums_of_rules);
   }
-  const Measured found = directions(step, keep_directions);
+  Measured found = directions(step, keep_directions);
+  if (options_.measured()) found = of_all_ranks(found);
   if (options_.escape) escape_->update(found);
   if (options_.sharpness > 0)
-    for (Batch& batch : batches_) batch.lr = multiplier * steepest_step(found.dual, options_.sharpness);
+    rates_.sharp = rates_.multiplier * steepest_step(found.dual, options_.sharpness);
   apply();
+  const auto& rows = assignment_.rows;
   const auto hidden =
-      std::ranges::find_if(rows_, [](const Row& r) { return r.parameter->role == Role::hidden; });
-  const Row& shown = hidden != rows_.end() ? *hidden : rows_.front();
-  enqueued_[next_ticket_ % 2] = {.t = t, .lr = batches_[shown.batch].lr, .eta = eta};
+      std::ranges::find_if(rows, [](const AssignedRule& r) { return r.parameter->role == Role::hidden; });
+  const AssignedRule& shown = hidden != rows.end() ? *hidden : rows.front();
+  enqueued_[next_ticket_ % 2] = {.t = t, .lr = lr_of(*shown.rule), .eta = rates_.eta};
 }
 
 void Optimizer::keep_anchors() {
   std::vector<Smooth> list;
-  for (const Row& row : rows_)
-    if (row.anchor) list.push_back({.u = row.anchor, .g = row.parameter->value});
+  for (const Shard& shard : shards_)
+    if (shard.anchor)
+      list.push_back({.u = shard.anchor, .g = rows_of(row_of(shard).parameter->value, shard.piece)});
   if (!list.empty()) smooth(ctx_, list);
 }
 
-/// What the direction will be multiplied by before the sensitivity; not known yet under a sharpness.
-double Optimizer::multiplied_lr(const Rule& rule, double multiplier, double eta) const {
-  if (options_.escape) return multiplier * eta;
-  return multiplier * rule.lr() * (rule.escapes() ? eta : 1);
+/// ||g||_2 and the clip factor. Gradients are complete at their owners only: each rank squares its own
+/// pieces, the others' count 0, and all are summed. So every rank has the same bits, and where one piece is
+/// not finite no rank moves.
+void Optimizer::take_norm() {
+  const int64_t pieces = std::ssize(shards_);
+  const Tensor sums = totals_.slice(0, pieces);
+  sums_of_squares(ctx_, {.sums = sums, .tensors = grads_});
+  std::vector<Tensor> exchanged = {sums};
+  exchanged.insert(exchanged.end(), shared_.begin(), shared_.end());
+  ctx_.comm->finish(ctx_.comm->start_sum(exchanged));
+  clip_factor(
+      ctx_,
+      {.sums = sums, .limit = options_.grad_clip, .norm = totals_.slice(pieces, 1), .scale = grad_scale_});
+  readback_->fetch(totals_);
+}
+
+/// Waits for all ranks, on the host, where these numbers are anyway. Those of --escape are needed only by the
+/// next step, but are not left on their way until then: a checkpoint between two steps would have to wait for
+/// them all the same, and step sizes would be others than those of one process.
+Measured Optimizer::of_all_ranks(const Measured& own) {
+  if (ctx_.comm->alone()) return own;
+  double sums[] = {own.dual, own.along};
+  ctx_.comm->sum(sums);
+  return {.dual = sums[0], .along = sums[1]};
+}
+
+/// What a rule's direction is multiplied by before the sensitivity. With a sharpness it is the rule's own, of
+/// no account, until the dual norms are known.
+double Optimizer::lr_of(const Rule& rule) const {
+  if (rates_.sharp) return *rates_.sharp;
+  if (options_.escape) return rates_.multiplier * rates_.eta;
+  return rates_.multiplier * rule.lr() * (rule.escapes() ? rates_.eta : 1);
 }
 
 Measured Optimizer::prepare(const RuleStep& step) {
@@ -256,7 +221,7 @@ Measured Optimizer::prepare(const RuleStep& step) {
   for (Batch& batch : batches_) {
     if (!batch.rule->escapes()) continue;
     RuleStep own = step;
-    own.lr = batch.lr;
+    own.lr = lr_of(*batch.rule);
     const Measured measured = batch.rule->prepare(ctx_, batch.group, own);
     sums += {.dual = measured.dual / batch.sensitivity, .along = measured.along};
   }
@@ -267,11 +232,11 @@ Measured Optimizer::directions(RuleStep step, bool keep_directions) {
   Measured sums;
   for (Batch& batch : batches_) {
     const Rule& rule = *batch.rule;
-    step.lr = batch.lr;
-    const Applying applying{.step = batch.lr / batch.sensitivity,
-                            .decay = batch.lr * rule.weight_decay(),
+    step.lr = lr_of(rule);
+    const Applying applying{.step = step.lr / batch.sensitivity,
+                            .decay = step.lr * rule.weight_decay(),
                             .cautious = rule.cautious()};
-    batch.applied = rule.fuses() && !keep_directions && !measured() && !rule.hyperball();
+    batch.applied = rule.fuses() && !keep_directions && !options_.measured() && !rule.hyperball();
     step.apply = batch.applied ? &applying : nullptr;
     const Measured measured = rule.direction(ctx_, batch.group, step);
     if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, applying.step, step.t == 1);
@@ -282,15 +247,16 @@ Measured Optimizer::directions(RuleStep step, bool keep_directions) {
 
 void Optimizer::apply() {
   std::vector<ApplyUpdate> list;
-  for (const Row& row : rows_) {
+  for (const Shard& shard : shards_) {
+    if (!mine(shard.piece) || batches_[shard.batch].applied) continue;
+    const AssignedRule& row = row_of(shard);
     const Parameter& p = *row.parameter;
-    const Batch& batch = batches_[row.batch];
-    if (batch.applied) continue;
-    list.push_back({.w = p.value,
-                    .u = p.grad,
-                    .copy = p.compute.data == p.value.data ? Tensor{} : p.compute,
-                    .step = batch.lr / batch.sensitivity,
-                    .decay = batch.lr * row.rule->weight_decay(),
+    const double lr = lr_of(*row.rule);
+    list.push_back({.w = rows_of(p.value, shard.piece),
+                    .u = rows_of(p.grad, shard.piece),
+                    .copy = copy_of(p) ? rows_of(p.compute, shard.piece) : Tensor{},
+                    .step = lr / row.sensitivity,
+                    .decay = lr * row.rule->weight_decay(),
                     .cautious = row.rule->cautious(),
                     .guard = grad_scale_});
   }
@@ -299,17 +265,17 @@ void Optimizer::apply() {
 
 std::vector<RowStep> Optimizer::last_steps() const {
   std::vector<RowStep> steps;
-  for (const Row& row : rows_)
+  for (const AssignedRule& row : assignment_.rows)
     steps.push_back({.parameter = row.parameter,
                      .norm = row.rule->norm(),
-                     .step = batches_[row.batch].lr / row.sensitivity,
+                     .step = lr_of(*row.rule) / row.sensitivity,
                      .sensitivity = row.sensitivity});
   return steps;
 }
 
 bool Optimizer::capturable() const {
-  bool waits = measured() || escape_ || ctx_.profile != nullptr;
-  for (const Row& row : rows_) waits = waits || row.rule->waits();
+  bool waits = options_.measured() || escape_ || ctx_.profile != nullptr || !ctx_.comm->capturable();
+  for (const AssignedRule& row : assignment_.rows) waits = waits || row.rule->waits();
   return !waits;
 }
 
@@ -322,11 +288,11 @@ int64_t Optimizer::mark() {
 StepReport Optimizer::report(int64_t ticket) {
   const std::span<const double> totals = readback_->wait(ticket);
   const Enqueued& enqueued = enqueued_[ticket % 2];
-  for (size_t i = 0; i < rows_.size(); ++i)
+  for (size_t i = 0; i < shards_.size(); ++i)
     if (!std::isfinite(totals[i]))
       throw RunError(
           fmt::format("the gradient of {} is not finite, step {}, lower the learning rate or clip gradients",
-                      rows_[i].parameter->name, enqueued.t));
+                      row_of(shards_[i]).parameter->name, enqueued.t));
   const double norm = totals.back();
   const bool clipped = options_.grad_clip > 0 && norm > options_.grad_clip;
   return {.step = enqueued.t,
@@ -336,36 +302,39 @@ StepReport Optimizer::report(int64_t ticket) {
           .eta = enqueued.eta};
 }
 
+/// Rows of a tensor of state lie as those of the parameter do, but for a factor: a block has its share of
+/// both.
+NamedTensor Optimizer::named(const Shard& shard, const std::string& suffix, const Tensor& value) {
+  const Parameter& p = *row_of(shard).parameter;
+  const Piece& piece = shard.piece;
+  NamedTensor tensor{.name = p.name + suffix, .value = value, .where = &ctx_};
+  if (piece.rows == p.shape[0]) return tensor;
+  tensor.first_row = piece.first * value.shape[0] / piece.rows;
+  tensor.all_rows = p.shape[0] * value.shape[0] / piece.rows;
+  return tensor;
+}
+
 std::vector<NamedTensor> Optimizer::state() {
   std::vector<NamedTensor> tensors;
-  for (const Row& row : rows_)
-    for (size_t i = 0; i < row.state.size(); ++i)
-      tensors.push_back(
-          {.name = row.parameter->name + "." + row.specs[i].name, .value = row.state[i], .where = &ctx_});
-  for (const Row& row : rows_)
-    if (row.anchor)
-      tensors.push_back({.name = row.parameter->name + ".anchor", .value = row.anchor, .where = &ctx_});
+  for (auto first = shards_.begin(); first != shards_.end();) {
+    const auto end =
+        std::find_if(first, shards_.end(), [&](const Shard& s) { return &row_of(s) != &row_of(*first); });
+    for (size_t k = 0; k < first->specs.size(); ++k)
+      for (auto shard = first; shard != end; ++shard)
+        tensors.push_back(named(*shard, "." + shard->specs[k].name, shard->state[k]));
+    first = end;
+  }
+  for (const Shard& shard : shards_)
+    if (row_of(shard).needs_anchor) tensors.push_back(named(shard, ".anchor", shard.anchor));
   if (escape_) tensors.push_back({.name = "escape_velocity", .value = escape_->state()});
   return tensors;
 }
 
-std::vector<RowInfo> Optimizer::describe() const {
-  std::vector<RowInfo> infos;
-  for (const Row& row : rows_) {
-    const Parameter& p = *row.parameter;
-    int64_t state_bytes = 0;
-    for (const StateSpec& spec : row.specs) state_bytes += 4 * spec.shape.size() * p.matrices;
-    if (row.needs_anchor) state_bytes += 4 * p.size();
-    infos.push_back({.parameter = p.name,
-                     .role = p.role,
-                     .rule = row.text,
-                     .norm = row.rule->describe(),
-                     .by = row.by,
-                     .matrices = p.matrices,
-                     .lr = row.rule->lr(),
-                     .weight_decay = row.rule->weight_decay(),
-                     .sensitivity = row.sensitivity,
-                     .state_bytes = state_bytes});
-  }
-  return infos;
+std::vector<RowInfo> Optimizer::describe(int ranks) const {
+  return describe_rows(assignment_, ranks == 0 ? owners_ : owners_of(assignment_, ranks));
+}
+
+std::string Optimizer::describe_ranks(int ranks) const {
+  const Owners owners = ranks == 0 ? owners_ : owners_of(assignment_, ranks);
+  return ranks_table(::describe_ranks(assignment_, owners), owners.imbalance());
 }

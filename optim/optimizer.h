@@ -21,39 +21,29 @@
 //                ... report(ticket of the step before) ...
 //   or simply:   optimizer.step(t, total);   optimizer.report();
 //
-// Deterministic for a given number of threads; no memory of tensors is allocated in step().
+// With several ranks (ctx.comm) every rank makes the same calls and owns some pieces of the parameters
+// (owners.h): it keeps state for them alone, reads their gradients alone, which must be complete there, and
+// moves their weights alone. Gradients come to their owners before a step and new weights go to the others
+// after it; that is the caller's, who finds the pieces in owners(). What a step needs of all ranks it asks
+// for itself: the squares of all pieces' gradients in one exchange, so that the norm, the clip factor and a
+// failure are the same everywhere; and in steps that are measured one small sum on the host. Results are
+// those of one process but for rounding: sums of squares and of measured numbers are taken by pieces, and
+// batches of matrices are others.
+//
+// Deterministic for a given number of threads and ranks; no memory of tensors is allocated in step().
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "model/kernels/readback.h"
 #include "model/parameters.h"
 #include "model/safetensors.h"
-#include "optim/rule.h"
-#include "optim/schedule.h"
-
-/// A rule for the tensors of some name, before that of their role: "h.*.mlp.c_proj" -> "muon:lr=0.04".
-struct RuleOverride {
-  std::string pattern;  // name_matches() in sensitivity.h
-  std::string rule;
-};
-
-struct OptimizerOptions {
-  std::map<Role, std::string>
-      rules;  // role -> "NAME:key=value,..."; a role that the model has must be present
-  std::vector<RuleOverride> overrides = {};     // the last one that matches holds
-  std::vector<std::string> sensitivities = {};  // read_sensitivities()
-  Schedule schedule = {};
-  double grad_clip = 0;  // largest global gradient norm; 0: no clipping
-  double sharpness = 0;  // lambda of Proposition 7; 0: the step size is each rule's lr. When > 0 the
-                         // rules' lr are not used: eta comes from the dual norms of the gradient
-  std::optional<EscapeOptions> escape = {};  // eta is the escape velocity, the rules' lr are not used either
-};
+#include "optim/assign.h"
+#include "optim/describe.h"
+#include "optim/owners.h"
 
 /// What a step did, for the log.
 struct StepReport {
@@ -72,35 +62,30 @@ struct RowStep {
   double sensitivity;  // s
 };
 
-/// How one parameter is updated, for `info`.
-struct RowInfo {
-  std::string parameter;
-  Role role;
-  std::string rule;  // what the user wrote, "muon:lr=0.02"
-  std::string norm;  // "rms-rms"
-  std::string by;    // what gave it the rule: "hidden", or the pattern
-  int matrices;      // blocks that the rule sees
-  double lr;
-  double weight_decay;
-  double sensitivity;
-  int64_t state_bytes;
-};
-
 class Optimizer {
  public:
-  /// Assigns rules; no memory yet. Throws UsageError for a bad rule, a missing role, a pattern without a
-  /// tensor, a rule that needs matrices given to vectors, or step sizes that exclude each other. `table` must
-  /// outlive the optimizer.
+  /// Assigns rules (assign_rules(), UsageError) and shares out the tensors among the ranks of ctx.comm; no
+  /// memory yet. `table` must outlive the optimizer.
   Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions& options);
   ~Optimizer();
 
-  /// Takes the memory of the state and reserves ctx.scratch. Call after table.allocate().
+  /// Who owns what; parameters are counted in the order of the table.
+  const Owners& owners() const { return owners_; }
+
+  /// Takes the memory of the state that this rank keeps and reserves ctx.scratch. Call after
+  /// table.allocate().
   void allocate();
+  /// Small f64 tensors where ctx computes that every step() from now on also sums over all ranks, in the
+  /// exchange that it makes anyway: the loss. They must hold this rank's values when step() is called, and
+  /// hold the sums after it. Replaces those given before.
+  void share(std::vector<Tensor> tensors) { shared_ = std::move(tensors); }
+
   /// Makes, or on a GPU enqueues, step t (counted from 0) of `total`. Afterwards Parameter::grad holds the
-  /// directions if `keep_directions`, otherwise nothing in particular.
+  /// directions if `keep_directions`, otherwise nothing in particular; with several ranks those of the own
+  /// pieces.
   void step(int64_t t, int64_t total, bool keep_directions = false);
   /// False when a step waits for the GPU: with a sharpness or an escape velocity (which come from dual norms,
-  /// on the host), with a rule that waits(), or with a profile.
+  /// on the host), with a rule that waits(), with exchanges that wait, or with a profile.
   bool capturable() const;
   /// How the last step moved each parameter, in the order of the table.
   std::vector<RowStep> last_steps() const;
@@ -112,51 +97,67 @@ class Optimizer {
   /// Marks the last step as enqueued, for report().
   int64_t mark();
   /// Waits for that step and says what it did; to be asked before the second next step is enqueued. Throws
-  /// RunError naming the tensor and the step when a gradient was not finite.
+  /// RunError naming the tensor and the step when a gradient was not finite: on every rank the same.
   StepReport report(int64_t ticket);
   /// The last step's report.
   StepReport report() { return report(mark()); }
 
   /// The whole state that a resumed run needs besides weights and step number; the tensors may be written to.
-  /// They are where ctx computes.
-  /// Names are "<parameter>.<state>", e.g. "h.0.mlp.c_fc.weight.m"; shapes are logical, without padding.
+  /// They are where ctx computes. Names are "<parameter>.<state>", e.g. "h.0.mlp.c_fc.weight.m"; shapes are
+  /// logical, without padding. A tensor whose parameter belongs to several ranks comes in pieces, in the
+  /// order of their rows; those of other ranks have no data. The list is the same on all ranks, and so is
+  /// what it says of the whole tensors for any number of ranks. "escape_velocity" is whole, the same on all.
   std::vector<NamedTensor> state();
+  /// Of this rank.
   int64_t state_bytes() const { return arena_.bytes(); }
   int64_t scratch_bytes() const;
-  std::vector<RowInfo> describe() const;
+  /// How every tensor is updated, shared out among so many ranks; 0: those that there are.
+  std::vector<RowInfo> describe(int ranks = 0) const;
+  /// What falls to each of so many ranks, as a table.
+  std::string describe_ranks(int ranks = 0) const;
 
  private:
-  struct Row;    // one parameter: its rule and state
+  struct Shard;  // one piece, with its state where it is this rank's
   struct Batch;  // one Group, with its rule and sensitivity
+  /// What a step multiplies the rules' lr with, or takes in their place.
+  struct Rates {
+    double multiplier = 0;             // of the schedule
+    double eta = 0;                    // the escape velocity; 0 without one
+    std::optional<double> sharp = {};  // of a sharpness, once the dual norms are known
+  };
   /// What the host knows about a step when it is enqueued.
   struct Enqueued {
     int64_t t = 0;
     double lr = 0, eta = 0;
   };
-  const Rule* add_rule(const std::string& option, const std::string& text);
-  void assign_rules();
-  void check_step_sizes();
+  bool mine(const Piece& piece) const { return piece.owner == ctx_.comm->rank(); }
+  const AssignedRule& row_of(const Shard& shard) const;
   void plan_state();
-  size_t batch_for(const Row& row);
+  size_t batch_for(const AssignedRule& row, const Piece& piece);
+  void add_blocks(const Shard& shard);
   void keep_anchors();
-  bool measured() const { return options_.sharpness > 0 || options_.escape.has_value(); }
+  void take_norm();
+  Measured of_all_ranks(const Measured& own);
   Measured prepare(const RuleStep& step);
   Measured directions(RuleStep step, bool keep_directions);
   void apply();
-  double multiplied_lr(const Rule& rule, double multiplier, double eta) const;
+  double lr_of(const Rule& rule) const;
+  NamedTensor named(const Shard& shard, const std::string& suffix, const Tensor& value);
 
   Context& ctx_;
-  ParameterTable& table_;
   OptimizerOptions options_;
-  std::vector<std::unique_ptr<Rule>> rules_;
-  std::vector<Row> rows_;
+  Assignment assignment_;
+  Owners owners_;
+  std::vector<Shard> shards_;  // of all pieces
   std::vector<Batch> batches_;
   std::optional<EscapeVelocity> escape_;
   Arena arena_{"optimizer state"};
-  std::vector<Tensor> grads_;           // of the rows
-  Tensor totals_;                       // (rows + 1) f64: each row's sum of squares, then ||g||_2
+  std::vector<Tensor> grads_;           // of the shards; empty where they are another rank's
+  std::vector<Tensor> shared_;          // of share()
+  Tensor totals_;                       // (shards + 1) f64: each one's sum of squares, then ||g||_2
   Tensor grad_scale_;                   // (1): the clip factor, NaN when ||g||_2 is not finite
   std::unique_ptr<Readback> readback_;  // of totals_
+  Rates rates_;                         // of the last step
   Enqueued enqueued_[2];                // by ticket, in turn
   int64_t next_ticket_ = 0;
 };

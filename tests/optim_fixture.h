@@ -220,15 +220,25 @@ inline void check_equalities(UseDevice use) {
   EXPECT_EQ(after_three("sign:lr=0.01,s=2", use).data, after_three("sign:lr=0.005", use).data);
 }
 
-/// A small model's parameters with an optimizer, and gradients that depend on the step alone.
-struct SmallModel {
-  ModelConfig config;
+/// A context on one of several ranks: what asks for their number comes later. Null: the only one.
+struct RankContext {
   Context ctx;
+
+  explicit RankContext(std::shared_ptr<Comm> comm) {
+    if (comm) ctx.comm = std::move(comm);
+  }
+};
+
+/// A small model's parameters with an optimizer, and gradients that depend on the step alone.
+struct SmallModel : RankContext {
+  ModelConfig config;
   ParameterTable table;
   Optimizer optimizer;
 
-  explicit SmallModel(const OptimizerOptions& options, UseDevice use = on_cpu, int64_t C = 16)
-      : config{.name = "small", .L = 2, .NH = 1, .C = C, .positions = 24, .V = 37},
+  explicit SmallModel(const OptimizerOptions& options, UseDevice use = on_cpu, int64_t C = 16,
+                      std::shared_ptr<Comm> comm = nullptr)
+      : RankContext(std::move(comm)),
+        config{.name = "small", .L = 2, .NH = 1, .C = C, .positions = 24, .V = 37},
         table(config),
         optimizer(ctx, table, options) {
     use(ctx);
