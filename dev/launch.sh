@@ -27,23 +27,6 @@ check_program() {
 check_command() {
   [ "$dry_run" = yes ] || command -v "$1" >/dev/null 2>&1 || fail "it is not installed, $1, get it with: $2"
 }
-# given OPTION "$@": whether the options for train_gpt hold it
-given() {
-  wanted=$1
-  shift
-  for option; do
-    case $option in
-      "$wanted" | "$wanted"=*) return 0 ;;
-    esac
-  done
-  return 1
-}
-# threads RANKS: cores of this machine for each of its ranks
-threads() {
-  each=$(($(nproc) / $1))
-  [ "$each" -gt 0 ] || each=1
-  echo "$each"
-}
 # The command as it could be typed, and then the command.
 run() {
   line=

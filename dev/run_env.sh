@@ -1,6 +1,7 @@
 #!/bin/sh
 # dev/run_env.sh [--dry-run] RANKS OPTIONS: RANKS ranks on this machine without MPI: they find each other by RANK, WORLD_SIZE,
-# MASTER_ADDR and MASTER_PORT, as under torchrun. OPTIONS are those of `train_gpt train`.
+# MASTER_ADDR and MASTER_PORT, as under torchrun. For GPUs, over NCCL; processes on CPUs need MPI. OPTIONS are those of
+# `train_gpt train`.
 #
 #   dev/run_env.sh 8 --train 'data/train_*.bin' --val 'data/val_*.bin' --out runs/a --model gpt2 --global-batch 512
 #
@@ -19,7 +20,6 @@ case $node in '' | *[!0-9]*) node=$nodes ;; esac
 [ "$nodes" -eq 1 ] || [ -n "${MASTER_ADDR:-}" ] || fail "the name of machine 0 is needed, MASTER_ADDR, export it on all machines"
 check_program
 
-given --threads "$@" || set -- "$@" --threads "$(threads "$ranks")"
 started='' status=0 local=0
 trap 'kill $started 2>/dev/null || true' INT TERM
 while [ "$local" -lt "$ranks" ]; do

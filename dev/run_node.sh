@@ -15,8 +15,8 @@ is_count "$ranks" || fail "a number of ranks above 0 is needed, $ranks, write de
 check_program
 check_command mpirun 'apt-get install openmpi-bin'
 
-given --threads "$@" || set -- "$@" --threads "$(threads "$ranks")"
 root=
 [ "$(id -u)" -ne 0 ] || root=--allow-run-as-root
-# No binding: a rank has several threads. Oversubscribing: OpenMPI counts cores, and GPUs are what counts.
+# No binding: a rank has several threads, and finds its part of the cores by itself. Oversubscribing: OpenMPI counts cores, and
+# GPUs are what counts.
 run mpirun $root --oversubscribe --bind-to none -np "$ranks" "$program" train "$@"

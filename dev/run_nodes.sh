@@ -22,7 +22,6 @@ ranks=$(echo "$slots" | awk '{ sum += $1 } END { print sum }')
 check_program
 check_command mpirun 'apt-get install openmpi-bin'
 
-given --threads "$@" || set -- "$@" --threads "$(threads "$(echo "$slots" | sort -n | tail -n 1)")"
 root=
 [ "$(id -u)" -ne 0 ] || root=--allow-run-as-root
 passed=

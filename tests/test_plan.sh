@@ -23,7 +23,7 @@ open(sys.argv[1], "wb").write(ids)' "$work/tokens.bin"
   --seq-len 128 --batch-size 2 --steps 2 --val-tokens 128 >/dev/null
 
 python3 -B - "$work" <<'PYTHON'
-import json, re, sys
+import dataclasses, json, re, sys
 sys.path.insert(0, "dev/plan")
 import formulas as f, owners, timeline
 from machine import Machine
@@ -147,11 +147,29 @@ if not estimates["saved, by products alone"] < speedrun.MEASURED:
     failed.append(f"products alone explain {estimates['saved, by products alone']} s of {speedrun.MEASURED}")
 check("saved, by Muon less Adam, of what was measured", estimates["saved, by Muon less Adam"] / speedrun.MEASURED, 1, 0.25)
 
+# Forward and backward of one process, as measured on an idle CPU; the floor of a row says the rate of products in that run.
+peers = open("dev/results/cpu_peers.md").read().partition("## Our share of the floor")[2]
+cases = re.findall(r"^\| (124M|6 layers, V(\d+)), 4x(\d+) \| (\d+)(?: ms)? \| (\d+)(?: ms)? \|", peers, re.M)
+ratios = []
+for name, V, T, ms, floor in cases:
+    model, T = dataclasses.replace(f.MODELS["gpt2" if name == "124M" else "gpt2-small"], V=int(V or 50257)), int(T)
+    rate = f.train_flops_per_token(model, T) * 4 * T / (float(floor) * 1e-3)
+    numbers = {"products_fp32": [rate, "FLOP/s", "that table"], "memory": [5.7e10, "bytes/s", "log.jsonl of that computer"],
+               "memory_size": [1e10, "bytes", "not used here"], "inside_bandwidth": [1e9, "bytes/s", "not used here"],
+               "inside_latency": [1e-6, "s", "not used here"]}
+    cpu = Machine({"name": name, "device": "cpu", "ranks_per_node": 1, "shared": True, "exchange": "direct", "numbers": numbers})
+    step = timeline.simulate(timeline.Job(model, cpu, 1, 4, T, 4, "fp32"))
+    ratios.append(float(ms) * 1e-3 / (step.total - step.update))
+if len(ratios) != 6:
+    failed.append(f"dev/results/cpu_peers.md has {len(ratios)} cases, expected 6")
+
 # The page prints what the model says.
 page = open("dev/many_gpus.md").read()
 for name, seconds in estimates.items():
     if name.startswith(("X", "saved")) and f"{seconds * 1e3:.1f}" not in page:
         failed.append(f"dev/many_gpus.md does not have {seconds * 1e3:.1f} ms, {name}")
+if f"measured is {min(ratios):.2f} to {max(ratios):.2f} of it" not in page:
+    failed.append(f"dev/many_gpus.md does not say {min(ratios):.2f} to {max(ratios):.2f} of CPU steps")
 model, rows = "", re.findall(r"^\| ?([\w-]*) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+) % \| ([\d.]+) \|$",
                              page, re.M)
 if len(rows) != 18:
@@ -201,4 +219,8 @@ result, = json.load(open(sys.argv[1]))["results"]
 sys.exit(not (result["ranks"] == 1 and result["measured"]["step_ms"] > 0 and result["predicted"]["step_ms"] > 0
               and result["predicted"]["comm_bytes"] == 0))
 PYTHON
+if command -v gnuplot >/dev/null 2>&1; then
+  plan --machine dev/plan/machines/h200.json --gpus 1,8 --plot "$work/plot.svg" >/dev/null
+  [ -s "$work/plot.svg" ]
+fi
 [ "$(plan --csv --machine dev/plan/machines/h200.json --gpus 1,8 | wc -l)" -eq 3 ]

@@ -38,12 +38,11 @@ root=
 [ "$(id -u)" -ne 0 ] || root='--allow-run-as-root '
 
 # One node.
-expect 'one node' "$(dev/run_node.sh --dry-run 4 --train 'data/*.bin' --out "it's" --threads 2)" \
-  "mpirun ${root}--oversubscribe --bind-to none -np 4 $TRAIN_GPT train --train 'data/*.bin' --out 'it'\''s' --threads 2"
-dev/run_node.sh 2 --train 'data/*.bin' --threads 1 >"$work/out"
+expect 'one node' "$(dev/run_node.sh --dry-run 4 --train 'data/*.bin' --out "it's")" \
+  "mpirun ${root}--oversubscribe --bind-to none -np 4 $TRAIN_GPT train --train 'data/*.bin' --out 'it'\''s'"
+dev/run_node.sh 2 --train 'data/*.bin' --seed 1 >"$work/out"
 expect 'one node, what mpirun gets' "$(tail -n 1 "$work/out" | sed 's/<--allow-run-as-root>//')" \
-  "<--oversubscribe><--bind-to><none><-np><2><$TRAIN_GPT><train><--train><data/*.bin><--threads><1>"
-expect 'threads when none are given' "$(dev/run_node.sh --dry-run 100000 --seed 1 | grep -o -e '--threads.*')" '--threads 1'
+  "<--oversubscribe><--bind-to><none><-np><2><$TRAIN_GPT><train><--train><data/*.bin><--seed><1>"
 refused usage dev/run_node.sh
 refused 'number of ranks' dev/run_node.sh two --train x
 refused 'number of ranks' dev/run_node.sh 0 --train x
@@ -51,8 +50,8 @@ refused 'no program to start' env TRAIN_GPT="$work/none" dev/run_node.sh 2 --tra
 
 # Several nodes.
 printf '# two machines\nnode1 slots=8\nnode2 slots=4\n\n' >"$work/hosts"
-expect 'several nodes' "$(NCCL_ALGO=Ring dev/run_nodes.sh --dry-run "$work/hosts" --train x --threads 2 | sed "s| -x OMP_[A-Z_]*||g")" \
-  "mpirun ${root}--hostfile $work/hosts -np 12 --map-by slot --bind-to none -x NCCL_ALGO -x PATH --wdir $PWD $TRAIN_GPT train --train x --threads 2"
+expect 'several nodes' "$(NCCL_ALGO=Ring dev/run_nodes.sh --dry-run "$work/hosts" --train x | sed "s| -x OMP_[A-Z_]*||g")" \
+  "mpirun ${root}--hostfile $work/hosts -np 12 --map-by slot --bind-to none -x NCCL_ALGO -x PATH --wdir $PWD $TRAIN_GPT train --train x"
 printf 'node1 slots=8\nnode2\n' >"$work/wrong"
 refused "'node2'" dev/run_nodes.sh "$work/wrong" --train x
 refused 'names no machine' dev/run_nodes.sh /dev/null --train x
@@ -60,22 +59,23 @@ refused 'cannot be read' dev/run_nodes.sh "$work/none" --train x
 
 # Slurm.
 refused 'no Slurm job' env -u SLURM_JOB_ID dev/run_slurm.sbatch --train x
-export SLURM_JOB_ID=7 SLURM_SUBMIT_DIR="$PWD" SLURM_CPUS_PER_TASK=3
+export SLURM_JOB_ID=7 SLURM_SUBMIT_DIR="$PWD"
 cp dev/run_slurm.sbatch "$work/copy"  # as Slurm does
 expect 'Slurm, MPI' "$("$work/copy" --dry-run --train x)" \
-  "srun --kill-on-bad-exit=1 --mpi=pmix $TRAIN_GPT train --train x --resume --threads 3"
+  "srun --kill-on-bad-exit=1 --mpi=pmix $TRAIN_GPT train --train x --resume"
 START=env MASTER_ADDR=node1 "$work/copy" --train x --resume >"$work/out"
-expect 'Slurm, no MPI' "$(tail -n 1 "$work/out")" "<--kill-on-bad-exit=1><--mpi=none><sh><-c><RANK=\$SLURM_PROCID WORLD_SIZE=\$SLURM_NTASKS \
-LOCAL_RANK=\$SLURM_LOCALID exec \"\$@\"><sh><$TRAIN_GPT><train><--train><x><--resume><--threads><3>"
+expect 'Slurm, no MPI' "$(cat "$work/out")" "MASTER_ADDR=node1 MASTER_PORT=20007
+srun --kill-on-bad-exit=1 --mpi=none $TRAIN_GPT train --train x --resume
+<--kill-on-bad-exit=1><--mpi=none><$TRAIN_GPT><train><--train><x><--resume>"
 refused 'mpi or env' env START=torch "$work/copy" --train x
-unset SLURM_JOB_ID SLURM_SUBMIT_DIR SLURM_CPUS_PER_TASK
+unset SLURM_JOB_ID SLURM_SUBMIT_DIR
 
 # Without MPI: every rank of this machine is started and waited for.
-NODES=2 NODE=1 MASTER_ADDR=node1 dev/run_env.sh 2 --seed 5 --threads 1 | grep ' of ' | sort >"$work/out"
-expect 'without MPI' "$(cat "$work/out")" "2 of 4, 0 here, node1:29500: train --seed 5 --threads 1
-3 of 4, 1 here, node1:29500: train --seed 5 --threads 1"
-expect 'without MPI, dry' "$(dev/run_env.sh --dry-run 1 --seed 5 --threads 1)" \
-  "env RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 $TRAIN_GPT train --seed 5 --threads 1"
+NODES=2 NODE=1 MASTER_ADDR=node1 dev/run_env.sh 2 --seed 5 | grep ' of ' | sort >"$work/out"
+expect 'without MPI' "$(cat "$work/out")" "2 of 4, 0 here, node1:29500: train --seed 5
+3 of 4, 1 here, node1:29500: train --seed 5"
+expect 'without MPI, dry' "$(dev/run_env.sh --dry-run 1 --seed 5)" \
+  "env RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 $TRAIN_GPT train --seed 5"
 status=0
 dev/run_env.sh 3 --fail >/dev/null || status=$?
 expect 'the status of a rank that failed' "$status" 3

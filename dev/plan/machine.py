@@ -81,12 +81,17 @@ class Machine:
             raise MachineError(f'"{key}" is missing, {self.path}, measure it, or look it up')
         return fallback if entry is None else entry[0]
 
+    def on_a_node(self, N):
+        """Ranks of N on one node. A processor that nothing connects to others takes any number of them."""
+        alone = self.shared and "between_bandwidth" not in self.data["numbers"]
+        return N if alone else min(N, self.ranks_per_node)
+
     def nodes(self, N):
-        return -(-N // self.ranks_per_node)
+        return -(-N // self.on_a_node(N))
 
     def part(self, N):
         """The part of a node's rates that a rank has: ranks of one processor share it."""
-        return 1 / min(N, self.ranks_per_node) if self.shared else 1
+        return 1 / self.on_a_node(N) if self.shared else 1
 
     def memory_size(self, N):
         return self.number("memory_size") * self.part(N)
