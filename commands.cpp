@@ -168,7 +168,8 @@ double mean_loss(Gpt& model, const Loader& data, int64_t rows, int64_t batch_siz
   return sum / static_cast<double>(rows);
 }
 
-int run_info(const TrainOptions& options) {
+int run_info(const TrainOptions& given) {
+  const TrainOptions options = share_batch(given, given.ranks);
   Context ctx;
   use_device(ctx, options.machine);
   const std::unique_ptr<Tokenizer> tokenizer =
@@ -178,8 +179,7 @@ int run_info(const TrainOptions& options) {
             /*watch_logits=*/choose_qk_clip(options).on());
   const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
   print_plan(options, model, optimizer, Telemetry(ctx, model.parameters(), optimizer, options.norms_every));
-  print_rules(optimizer, model.parameters(),
-              options.ranks > 0 ? static_cast<int>(options.ranks) : ctx.comm->size());
+  print_rules(optimizer, model.parameters(), options.ranks);
   return 0;
 }
 

@@ -253,8 +253,8 @@ Options parse_options(std::vector<std::string> arguments) {
     command->footer(rules_and_recipes());
   }
   info->add_option("--ranks", options.train.ranks,
-                   "show who would own what among so many processes; 0: those that there are")
-      ->check(integer(0, 1 << 16));
+                   "show the job and who would own what among so many processes")
+      ->check(integer(1, 1 << 16));
   add_generate(*generate, options.generate);
   add_evaluate(*evaluate, options.evaluate);
   add_polar(*polar, options.polar);

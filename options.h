@@ -50,7 +50,6 @@ struct TrainOptions {
   double grad_clip = -1;                   // global gradient norm; 0: off; negative: the recipe's
   double sharpness = 0;  // > 0: step sizes from dual norms (Proposition 7) instead of a schedule
   std::string escape;    // not empty: the escape velocity, ETA0[:growth=..,coefficient=..]
-  int64_t ranks = 0;     // of `info`: how many ranks to show the split among; 0: those that there are
 
   int64_t rows_per_rank() const { return batch_size * grad_accum; }
   int64_t rows() const { return rows_per_rank() * ranks; }  // of the global batch

@@ -57,9 +57,11 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   fmt::print(
       "model      {}: {} layers, {} heads, {} channels, {} positions, vocabulary {}; {:.2f}M parameters\n",
       c.name, c.L, c.NH, c.C, c.positions, c.V, static_cast<double>(model.parameters().size()) / 1e6);
-  fmt::print("batch      {} x {} tokens x {} micro-batches = {} tokens per step; up to {} x {} would fit\n",
-             options.batch_size, options.seq_len, options.grad_accum, options.tokens_per_step(), largest,
-             options.seq_len);
+  const std::string ranks = options.ranks > 1 ? fmt::format(" x {} ranks", options.ranks) : "";
+  fmt::print("batch      {} x {} tokens x {} micro-batches{} = {} tokens per step; up to {} x {} would fit\n",
+             options.batch_size, options.seq_len, options.grad_accum, ranks, options.tokens_per_step(),
+             largest, options.seq_len);
+  if (!ctx.comm->alone()) fmt::print("ranks      {}\n", ctx.comm->name());
   fmt::print("memory     {:.1f} MiB of {:.1f}: {}\n", mebibytes(total(plan)), mebibytes(memory),
              lines.substr(2));
   const QkClipOptions qk_clip = choose_qk_clip(options);

@@ -118,6 +118,10 @@ int train(const TrainOptions& given, World& world, Watch& watch) {
   telemetry.allocate();
   std::optional<QkClip> qk_clip;
   if (clip_options.on()) qk_clip.emplace(ctx, model.parameters(), model.max_logits(), clip_options);
+  model.watch(&exchange);
+  optimizer.share({model.loss()});
+  if (!qk_clip)  // which has the last word on weights
+    optimizer.on_moved([&](std::span<const size_t> parameters) { exchange.send(parameters); });
 
   const nlohmann::json identity = run_identity(options, config, rules, train_shards.fingerprint());
   watch.agree(data_facts(identity, val_shards.fingerprint()));

@@ -19,11 +19,14 @@ struct Optimizer::Shard {
   size_t batch = 0;              // where its blocks are
 };
 
+/// The same on all ranks, in the same order, but for the blocks.
 struct Optimizer::Batch {
   const Rule* rule;
   double sensitivity;
-  Group group;
-  bool applied = false;  // the last step's direction() has moved the weights
+  Shape block;                          // of the parameters' matrices
+  Group group;                          // of this rank's pieces; without blocks where it owns none
+  std::vector<size_t> parameters = {};  // indices into the table
+  bool applied = false;                 // the last step's direction() has moved the weights
 };
 
 namespace {
@@ -92,29 +95,40 @@ void Optimizer::plan_state() {
     }
     if (row.needs_anchor) shard.anchor.shape = rows;
     grads_[i].shape = Shape{0};
+    shard.batch = batch_for(piece);
     if (!mine(piece)) continue;
     grads_[i].shape = rows;
     for (Tensor& tensor : shard.state) arena_.add(&tensor, tensor.shape);
     if (row.needs_anchor) arena_.add(&shard.anchor, rows);
-    shard.batch = batch_for(row, piece);
-    auto& blocks = batches_[shard.batch].group.blocks;
-    blocks.resize(blocks.size() + static_cast<size_t>(piece.matrices));  // filled by allocate()
+    Group& group = batches_[shard.batch].group;
+    group.shape = group_of(*row.parameter, piece).shape;
+    group.blocks.resize(group.blocks.size() + static_cast<size_t>(piece.matrices));  // filled by allocate()
   }
 }
 
-size_t Optimizer::batch_for(const AssignedRule& row, const Piece& piece) {
-  const Group group = group_of(*row.parameter, piece);
-  for (size_t i = 0; i < batches_.size(); ++i)
-    if (batches_[i].rule == row.rule && batches_[i].sensitivity == row.sensitivity &&
-        batches_[i].group.shape == group.shape && batches_[i].group.transposed == group.transposed)
-      return i;
-  batches_.push_back({.rule = row.rule, .sensitivity = row.sensitivity, .group = group});
-  return batches_.size() - 1;
+/// Parameters of one shape are cut alike, so that a rank's pieces of them have one shape, too.
+size_t Optimizer::batch_for(const Piece& piece) {
+  const AssignedRule& row = assignment_.rows[piece.parameter];
+  const Parameter& p = *row.parameter;
+  const Shape block = p.is_matrix() ? Shape{p.shape[0] / p.matrices, p.shape[1]} : p.shape;
+  const auto fits = [&](const Batch& batch) {
+    return batch.rule == row.rule && batch.sensitivity == row.sensitivity && batch.block == block &&
+           batch.group.transposed == p.stored_transposed();
+  };
+  auto found = std::ranges::find_if(batches_, fits);
+  if (found == batches_.end())
+    found = batches_.insert(
+        found,
+        {.rule = row.rule, .sensitivity = row.sensitivity, .block = block, .group = group_of(p, piece)});
+  auto& parameters = found->parameters;
+  if (parameters.empty() || parameters.back() != piece.parameter) parameters.push_back(piece.parameter);
+  return static_cast<size_t>(found - batches_.begin());
 }
 
 int64_t Optimizer::scratch_bytes() const {
   int64_t bytes = sums_of_squares_scratch_bytes(grads_);
   for (const Batch& batch : batches_) {
+    if (batch.group.blocks.empty()) continue;
     bytes = std::max(bytes, batch.rule->scratch_bytes(ctx_, batch.group));
     if (batch.rule->hyperball()) bytes = std::max(bytes, hyperball_scratch_bytes(batch.group));
   }
@@ -164,9 +178,10 @@ void Optimizer::step(int64_t t, int64_t total, bool keep_directions) {
   Measured found = directions(step, keep_directions);
   if (options_.measured()) found = of_all_ranks(found);
   if (options_.escape) escape_->update(found);
-  if (options_.sharpness > 0)
+  if (options_.sharpness > 0) {
     rates_.sharp = rates_.multiplier * steepest_step(found.dual, options_.sharpness);
-  apply();
+    for (const Batch& batch : batches_) apply(batch);
+  }
   const auto& rows = assignment_.rows;
   const auto hidden =
       std::ranges::find_if(rows, [](const AssignedRule& r) { return r.parameter->role == Role::hidden; });
@@ -219,7 +234,7 @@ double Optimizer::lr_of(const Rule& rule) const {
 Measured Optimizer::prepare(const RuleStep& step) {
   Measured sums;
   for (Batch& batch : batches_) {
-    if (!batch.rule->escapes()) continue;
+    if (!batch.rule->escapes() || batch.group.blocks.empty()) continue;
     RuleStep own = step;
     own.lr = lr_of(*batch.rule);
     const Measured measured = batch.rule->prepare(ctx_, batch.group, own);
@@ -228,39 +243,47 @@ Measured Optimizer::prepare(const RuleStep& step) {
   return sums;
 }
 
-Measured Optimizer::directions(RuleStep step, bool keep_directions) {
+/// Under a sharpness the weights stay: step sizes come from the directions of all.
+Measured Optimizer::directions(const RuleStep& step, bool keep_directions) {
   Measured sums;
   for (Batch& batch : batches_) {
-    const Rule& rule = *batch.rule;
-    step.lr = lr_of(rule);
-    const Applying applying{.step = step.lr / batch.sensitivity,
-                            .decay = step.lr * rule.weight_decay(),
-                            .cautious = rule.cautious()};
-    batch.applied = rule.fuses() && !keep_directions && !options_.measured() && !rule.hyperball();
-    step.apply = batch.applied ? &applying : nullptr;
-    const Measured measured = rule.direction(ctx_, batch.group, step);
-    if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, applying.step, step.t == 1);
-    sums += {.dual = measured.dual / batch.sensitivity, .along = measured.along};
+    batch.applied =
+        batch.rule->fuses() && !keep_directions && !options_.measured() && !batch.rule->hyperball();
+    if (!batch.group.blocks.empty()) {
+      const Measured measured = direction(batch, step);
+      sums += {.dual = measured.dual / batch.sensitivity, .along = measured.along};
+    }
+    if (options_.sharpness == 0) apply(batch);
   }
   return sums;
 }
 
-void Optimizer::apply() {
+Measured Optimizer::direction(Batch& batch, RuleStep step) {
+  const Rule& rule = *batch.rule;
+  step.lr = lr_of(rule);
+  const Applying applying{.step = step.lr / batch.sensitivity,
+                          .decay = step.lr * rule.weight_decay(),
+                          .cautious = rule.cautious()};
+  step.apply = batch.applied ? &applying : nullptr;
+  const Measured measured = rule.direction(ctx_, batch.group, step);
+  if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, applying.step, step.t == 1);
+  return measured;
+}
+
+/// Moves the weights, if the direction has not done so, and tells.
+void Optimizer::apply(const Batch& batch) {
+  const double lr = lr_of(*batch.rule);
   std::vector<ApplyUpdate> list;
-  for (const Shard& shard : shards_) {
-    if (!mine(shard.piece) || batches_[shard.batch].applied) continue;
-    const AssignedRule& row = row_of(shard);
-    const Parameter& p = *row.parameter;
-    const double lr = lr_of(*row.rule);
-    list.push_back({.w = rows_of(p.value, shard.piece),
-                    .u = rows_of(p.grad, shard.piece),
-                    .copy = copy_of(p) ? rows_of(p.compute, shard.piece) : Tensor{},
-                    .step = lr / row.sensitivity,
-                    .decay = lr * row.rule->weight_decay(),
-                    .cautious = row.rule->cautious(),
+  for (const Block& block : batch.group.blocks)
+    list.push_back({.w = block.weight,
+                    .u = block.grad,
+                    .copy = block.compute,
+                    .step = lr / batch.sensitivity,
+                    .decay = lr * batch.rule->weight_decay(),
+                    .cautious = batch.rule->cautious(),
                     .guard = grad_scale_});
-  }
-  apply_update(ctx_, list);
+  if (!batch.applied && !list.empty()) apply_update(ctx_, list);
+  if (moved_) moved_(batch.parameters);
 }
 
 std::vector<RowStep> Optimizer::last_steps() const {

@@ -34,8 +34,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/kernels/readback.h"
@@ -79,6 +81,10 @@ class Optimizer {
   /// exchange that it makes anyway: the loss. They must hold this rank's values when step() is called, and
   /// hold the sums after it. Replaces those given before.
   void share(std::vector<Tensor> tensors) { shared_ = std::move(tensors); }
+
+  /// Told in step() of parameters (indices into the table) whose new weights are final, or enqueued, on their
+  /// owners: each once, in the same order on all ranks, also on those that own nothing of them.
+  void on_moved(std::function<void(std::span<const size_t> parameters)> moved) { moved_ = std::move(moved); }
 
   /// Makes, or on a GPU enqueues, step t (counted from 0) of `total`. Afterwards Parameter::grad holds the
   /// directions if `keep_directions`, otherwise nothing in particular; with several ranks those of the own
@@ -133,14 +139,15 @@ class Optimizer {
   bool mine(const Piece& piece) const { return piece.owner == ctx_.comm->rank(); }
   const AssignedRule& row_of(const Shard& shard) const;
   void plan_state();
-  size_t batch_for(const AssignedRule& row, const Piece& piece);
+  size_t batch_for(const Piece& piece);
   void add_blocks(const Shard& shard);
   void keep_anchors();
   void take_norm();
   Measured of_all_ranks(const Measured& own);
   Measured prepare(const RuleStep& step);
-  Measured directions(RuleStep step, bool keep_directions);
-  void apply();
+  Measured directions(const RuleStep& step, bool keep_directions);
+  Measured direction(Batch& batch, RuleStep step);
+  void apply(const Batch& batch);
   double lr_of(const Rule& rule) const;
   NamedTensor named(const Shard& shard, const std::string& suffix, const Tensor& value);
 
@@ -152,8 +159,9 @@ class Optimizer {
   std::vector<Batch> batches_;
   std::optional<EscapeVelocity> escape_;
   Arena arena_{"optimizer state"};
-  std::vector<Tensor> grads_;           // of the shards; empty where they are another rank's
-  std::vector<Tensor> shared_;          // of share()
+  std::vector<Tensor> grads_;                           // of the shards; empty where they are another rank's
+  std::vector<Tensor> shared_;                          // of share()
+  std::function<void(std::span<const size_t>)> moved_;  // of on_moved()
   Tensor totals_;                       // (shards + 1) f64: each one's sum of squares, then ||g||_2
   Tensor grad_scale_;                   // (1): the clip factor, NaN when ||g||_2 is not finite
   std::unique_ptr<Readback> readback_;  // of totals_
