@@ -30,6 +30,46 @@ int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int
   return bytes;
 }
 
+namespace {
+/// True when `ranks` runs from the first are blocks of one size, in the order of their owners and of memory.
+bool one_each(std::span<const Run> runs, int ranks) {
+  if (runs.size() < static_cast<size_t>(ranks)) return false;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Run& run = runs[static_cast<size_t>(rank)];
+    const int64_t offset = rank * runs[0].count * dtype_bytes(run.dtype);
+    if (run.owner != rank || run.dtype != runs[0].dtype || run.count != runs[0].count ||
+        run.data != runs[0].data + offset)
+      return false;
+  }
+  return true;
+}
+}  // namespace
+
+std::vector<Run> find_runs(std::span<const Part> parts, int ranks) {
+  std::vector<Run> of_owners;
+  for (const auto& [tensor, owner] : parts) {
+    if (tensor.size() == 0) continue;
+    auto* data = static_cast<char*>(tensor.data);
+    if (!of_owners.empty()) {
+      Run& last = of_owners.back();
+      if (last.owner == owner && last.dtype == tensor.dtype &&
+          last.data + last.count * dtype_bytes(last.dtype) == data) {
+        last.count += tensor.size();
+        continue;
+      }
+    }
+    of_owners.push_back({data, tensor.dtype, tensor.size(), owner});
+  }
+  std::vector<Run> runs;
+  for (std::span<const Run> rest = of_owners; !rest.empty();) {
+    const bool equal = one_each(rest, ranks);
+    runs.push_back(rest.front());
+    if (equal) runs.back().owner = Run::kOneEach;
+    rest = rest.subspan(equal ? static_cast<size_t>(ranks) : 1);
+  }
+  return runs;
+}
+
 std::vector<Piece> cut(std::span<const Tensor> tensors, int64_t most) {
   std::vector<Piece> pieces;
   for (const Tensor& tensor : tensors) {

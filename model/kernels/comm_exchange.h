@@ -17,6 +17,18 @@ void check_parts(Exchange exchange, std::span<const Part> parts, int ranks);
 /// Bytes that `rank` sends to others, as comm.h says.
 int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks);
 
+/// Parts that one call of a library for communication can take.
+struct Run {
+  static constexpr int kOneEach = -1;
+  char* data;
+  DType dtype;
+  int64_t count;  // elements
+  int owner;      // or kOneEach: N blocks of `count` elements, the first one rank 0's, the next rank 1's, ...
+};
+/// Joins parts of one owner that follow each other in the list and in memory, then joins what is equal for
+/// every rank in turn. What is empty is left out.
+std::vector<Run> find_runs(std::span<const Part> parts, int ranks);
+
 /// A run of whole elements of one tensor.
 struct Stretch {
   char* data;
