@@ -15,9 +15,9 @@
 
 class RankTest : public testing::Test {
  protected:
-  /// Gives ctx_ a communicator with messages of up to `piece` bytes. Without a `watch`, a wait of half a
+  /// Gives ctx_ a communicator with messages of up to `parcel` bytes. Without a `watch`, a wait of half a
   /// minute is a failure of the test, so that no mistake can hang it.
-  void join([[maybe_unused]] int64_t piece, [[maybe_unused]] std::function<void()> watch = {}) {
+  void join([[maybe_unused]] int64_t parcel, [[maybe_unused]] std::function<void()> watch = {}) {
     ctx_.comm = std::make_shared<Comm>();  // MPI serves one communicator at a time
     const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
     if constexpr (kHaveNccl)
@@ -28,7 +28,7 @@ class RankTest : public testing::Test {
         watch = [looks = 0]() mutable {
           if (++looks > 150) throw std::runtime_error("the other ranks do not answer");
         };
-      ctx_.comm = make_mpi_comm(ctx_, process(), {.piece = piece, .poll = watch});
+      ctx_.comm = make_mpi_comm(ctx_, process(), {.parcel = parcel, .poll = watch});
     }
   }
   Comm& comm() const { return *ctx_.comm; }

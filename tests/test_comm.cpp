@@ -1,5 +1,5 @@
-// The contract of the communicator, for every backend and every device of this binary. Run by itself it tests
-// a single process; tests/test_ranks.sh runs it under mpirun with several numbers of ranks.
+// The contract of the communicator, for every backend and every device of this binary. OwnerRun by itself it
+// tests a single process; tests/test_ranks.sh runs it under mpirun with several numbers of ranks.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -307,7 +307,7 @@ TEST_P(Comms, TheNameSaysHowMany) {
 }
 
 // What NCCL is asked to do, which needs no NCCL to be seen.
-TEST(Runs, EqualPartsInTheOrderOfRanksBecomeOne) {
+TEST(OwnerRuns, EqualPartsInTheOrderOfRanksBecomeOne) {
   float memory[40];
   const auto part = [&](int64_t start, int64_t count, int owner) {
     return Part{Tensor(memory + start, {count}), owner};
@@ -317,14 +317,14 @@ TEST(Runs, EqualPartsInTheOrderOfRanksBecomeOne) {
                                    part(12, 3, 2), part(15, 3, 2), part(18, 4, 0), part(22, 0, 0),
                                    part(22, 4, 1), part(26, 2, 2), part(30, 2, 1), part(28, 2, 0),
                                    part(32, 2, 2)};
-  const std::vector<Run> runs = find_runs(parts, 3);
+  const std::vector<OwnerRun> runs = find_runs(parts, 3);
   ASSERT_EQ(runs.size(), 7u);
   const auto expect = [&](size_t i, int64_t start, int64_t count, int owner) {
     EXPECT_EQ(runs[i].data, reinterpret_cast<char*>(memory + start)) << i;
     EXPECT_EQ(runs[i].count, count) << i;
     EXPECT_EQ(runs[i].owner, owner) << i;
   };
-  expect(0, 0, 6, Run::kOneEach);
+  expect(0, 0, 6, OwnerRun::kOneEach);
   expect(1, 18, 4, 0);
   expect(2, 22, 4, 1);
   expect(3, 26, 2, 2);

@@ -157,11 +157,11 @@ void NcclComm::enqueue(Exchange exchange, std::span<const Part> parts) {
                                comm_, stream_),
                  "sum", comm_);
   else
-    for (const Run& run : find_runs(parts, size())) {
+    for (const OwnerRun& run : find_runs(parts, size())) {
       const auto count = static_cast<size_t>(run.count);
       const ncclDataType_t type = nccl_type(run.dtype);
       char* mine = run.data + rank() * run.count * dtype_bytes(run.dtype);
-      const bool one_each = run.owner == Run::kOneEach;
+      const bool one_each = run.owner == OwnerRun::kOneEach;
       if (exchange == Exchange::reduce_scatter)
         nccl_check(one_each ? ncclReduceScatter(run.data, mine, count, type, ncclSum, comm_, stream_)
                             : ncclReduce(run.data, run.data, count, type, ncclSum, run.owner, comm_, stream_),
