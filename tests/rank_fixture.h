@@ -22,13 +22,15 @@ class RankTest : public testing::Test {
     const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
     if constexpr (kHaveNccl)
       if (!launched && ctx_.where == Where::gpu) ctx_.comm = make_nccl_comm(ctx_, nccl_unique_id(), 0, 1);
+    if (!launched) return;
     if constexpr (kHaveMpi) {
-      if (!launched) return;
       if (!watch)
         watch = [looks = 0]() mutable {
           if (++looks > 150) throw std::runtime_error("the other ranks do not answer");
         };
       ctx_.comm = make_mpi_comm(ctx_, process(), {.parcel = parcel, .poll = watch});
+    } else {
+      throw std::runtime_error("these tests were built without MPI");
     }
   }
   Comm& comm() const { return *ctx_.comm; }
