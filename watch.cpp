@@ -30,11 +30,11 @@ Watch::Watch(int rank, int ranks, const Broadcast& broadcast_from_rank0, const W
     : member_(std::make_unique<Member>(rank, ranks, options)) {
   if (ranks == 1) return;
   if (rank == 0) {
-    auto hub = std::make_shared<Hub>(*member_);
-    broadcast_from_rank0(hub->invitation());
-    thread_ = start_thread([hub] { hub->run(); });
+    const auto door = std::make_shared<Door>();
+    broadcast_from_rank0(door->invitation());
+    thread_ = start_thread([this, door] { Hub(*member_, *door).run(); });
   } else {
-    auto link = std::make_shared<Link>(*member_, broadcast_from_rank0(""));
+    const auto link = std::make_shared<Link>(*member_, broadcast_from_rank0(""));
     thread_ = start_thread([link] { link->run(); });
   }
   try {

@@ -20,10 +20,10 @@
 //
 // How to use it:
 //
-//   Watch watch(rank, ranks, [&](std::string text) { return broadcast(text, /*root=*/0); }, {.patience =
-//   60}); try {
+//   const InterruptGuard interrupt;  // first: launchers send SIGTERM to the rest when one process has ended
+//   Watch watch(rank, ranks, broadcast_from_rank0, {.patience = 60});
+//   try {
 //     watch.agree({{"--batch-size", "8"}, {"the program", program_fingerprint()}});
-//     const InterruptGuard interrupt;
 //     for (int64_t step = first; step < steps; ++step) {
 //       if (interrupt.requested()) watch.request_stop();  // a signal to this rank alone
 //       if (!watch.start_step(step)) break;               // all ranks stop before the same step

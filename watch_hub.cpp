@@ -20,20 +20,22 @@ std::string random_token() {
 }
 }  // namespace
 
-Hub::Hub(Member& member)
+Door::Door() : endpoint_{own_addresses(), listener_.port()}, token_(random_token()) {}
+
+std::string Door::invitation() const {
+  return json{{"endpoint", endpoint_}, {"token", token_}}.dump();
+}
+
+Hub::Hub(Member& member, const Door& door)
     : member_(member),
       options_(member.options()),
-      token_(random_token()),
+      door_(door),
       guests_(static_cast<size_t>(member.ranks())),
       woke_(clock_seconds()),
       next_beat_(woke_),
       judge_(member.ranks(), options_, woke_) {
-  guests_[0].endpoint = {own_addresses(), listener_.port()};
+  guests_[0].endpoint = door.endpoint_;
   judge_.joined({0, host_name(), getpid()}, woke_);
-}
-
-std::string Hub::invitation() const {
-  return json{{"endpoint", guests_[0].endpoint}, {"token", token_}}.dump();
 }
 
 void Hub::run() {
@@ -48,7 +50,7 @@ void Hub::run() {
 
 void Hub::wait(double until) {
   std::vector<pollfd> descriptors = {{member_.mailbox().descriptor(), POLLIN, 0},
-                                     {listener_.socket(), POLLIN, 0}};
+                                     {door_.listener_.socket(), POLLIN, 0}};
   const auto add = [&](const Connection& connection) {
     if (connection.open()) descriptors.push_back({connection.socket(), connection.events(), 0});
   };
@@ -64,7 +66,7 @@ void Hub::wait(double until) {
 // -------------------------------------------------------------------------------------------------- who
 // comes
 void Hub::let_in() {
-  for (Connection caller = listener_.accept(); caller.open(); caller = listener_.accept())
+  for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept())
     if (strangers_.size() < guests_.size() + kStrangers)
       strangers_.push_back({std::move(caller), clock_seconds()});
   for (Stranger& stranger : strangers_) {
@@ -84,7 +86,7 @@ void Hub::let_in() {
 void Hub::seat(Stranger& stranger, const json& hello) {
   const int rank = hello.at("rank");
   const char* why = nullptr;
-  if (hello.at("say") != "hello" || hello.at("token") != token_)
+  if (hello.at("say") != "hello" || hello.at("token") != door_.token_)
     why = "it belongs to another job";
   else if (rank < 1 || rank >= member_.ranks())
     why = "the job has fewer ranks";
@@ -222,7 +224,7 @@ void Hub::end(const Verdict& verdict) {
     member_.mailbox().take();
     for (Guest& guest : guests_) guest.connection.receive();
     for (Stranger& stranger : strangers_) stranger.connection.receive();
-    for (Connection caller = listener_.accept(); caller.open(); caller = listener_.accept()) {
+    for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept()) {
       tell_end(caller);
       strangers_.push_back({std::move(caller), clock_seconds()});
     }

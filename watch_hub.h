@@ -11,11 +11,24 @@
 #include "watch_member.h"
 #include "watch_socket.h"
 
+/// Where the other ranks come in.
+class Door {
+ public:
+  Door();
+  /// What they need: where rank 0 listens, and a word that strangers do not know.
+  std::string invitation() const;
+
+ private:
+  friend class Hub;
+  Listener listener_;
+  Endpoint endpoint_;
+  std::string token_;
+};
+
 class Hub {
  public:
-  explicit Hub(Member& member);
-  /// What the other ranks need to come in: where rank 0 listens, and a word that strangers do not know.
-  std::string invitation() const;
+  /// The time for all to come begins.
+  Hub(Member& member, const Door& door);
   /// Until all have said goodbye, or the end of the process.
   void run();
 
@@ -46,10 +59,9 @@ class Hub {
 
   Member& member_;
   const WatchOptions& options_;
-  Listener listener_;
-  std::string token_;
+  const Door& door_;
   std::vector<Stranger> strangers_;
-  std::vector<Guest> guests_;  // by rank; that of rank 0 is never used
+  std::vector<Guest> guests_;  // by rank; rank 0 has no connection
   double woke_, next_beat_;
   Judge judge_;
   bool all_here_ = false, abandoned_ = false;

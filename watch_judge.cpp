@@ -206,40 +206,54 @@ double Judge::allowance(const State& state) const {
   return std::max(options_.patience, kLongest * state.beat.longest);
 }
 
-/// The rank that has been at it for the longest, of those that others may be waiting for.
+/// The rank that has been at it for the longest, of those that do not wait for others. When that is all of
+/// them, all are blocked where nobody can tell a rank that waits from one that hangs.
 void Judge::judge_hangs() {
   const State* worst = nullptr;
+  bool all = true;
   for (const State& state : states_) {
-    if (state.left || state.beat.waiting || state.beat.quiet < allowance(state)) continue;
+    if (state.left) continue;
+    const double over = state.beat.quiet - allowance(state);
+    all = all && !state.beat.waiting && over >= -2 * options_.beat;  // reports are a bit apart
+    if (state.beat.waiting || over < 0) continue;
     if (worst == nullptr || state.beat.quiet > worst->beat.quiet) worst = &state;
   }
   if (worst == nullptr) return;
+  if (all && present().size() > 1) return nobody_gets_on();
   decide({fmt::format("{} has not got on for {:.3g} s, {}, {}; a larger --patience waits longer",
                       describe(worst->who), worst->beat.quiet, place(worst->beat.step, worst->beat.activity),
                       kContinue),
           1});
 }
 
-/// All wait for one another: then nobody can be named, but where each of them is helps.
 void Judge::judge_deadlock() {
+  for (const State* state : present())
+    if (!state->beat.waiting || state->failure || state->beat.quiet < allowance(*state)) return;
+  if (!present().empty()) nobody_gets_on();
+}
+
+/// Then nobody can be named, but where each of them is helps.
+void Judge::nobody_gets_on() {
   std::map<std::string, std::vector<int>> places;
-  double quiet = 1e30, allowed = 0;
-  for (const State& state : states_) {
-    if (state.left) continue;
-    if (!state.beat.waiting || state.failure) return;
-    quiet = std::min(quiet, state.beat.quiet);
-    allowed = std::max(allowed, allowance(state));
-    places[place(state.beat.step, state.beat.activity)].push_back(state.who.rank);
+  double quiet = std::numeric_limits<double>::infinity();
+  for (const State* state : present()) {
+    quiet = std::min(quiet, state->beat.quiet);
+    places[place(state->beat.step, state->beat.activity)].push_back(state->who.rank);
   }
-  if (places.empty() || quiet < allowed) return;
   std::string where;
   for (const auto& [at, ranks] : places)
     where += fmt::format("{}{} {}", where.empty() ? "" : "; ", rank_names(ranks), at);
-  decide(
-      {fmt::format(
-           "no rank has got on for {:.3g} s, all wait for others ({}), {}; a larger --patience waits longer",
-           quiet, where, kContinue),
-       1});
+  decide({fmt::format("no rank has got on for {:.3g} s, {}, {}; a larger --patience waits longer", quiet,
+                      where, kContinue),
+          1});
+}
+
+/// The ranks that have not said goodbye.
+std::vector<const Judge::State*> Judge::present() const {
+  std::vector<const State*> present;
+  for (const State& state : states_)
+    if (!state.left) present.push_back(&state);
+  return present;
 }
 
 bool Judge::answered(int rank, Answer answer) {
@@ -248,36 +262,33 @@ bool Judge::answered(int rank, Answer answer) {
 }
 
 bool Judge::judge_answers() {
-  std::vector<const State*> present;
-  for (const State& state : states_) {
-    if (state.left) continue;
-    if (!state.answer) return false;
-    present.push_back(&state);
-  }
-  const State& first = *present.front();
-  for (const State* state : present)
+  const std::vector<const State*> ranks = present();
+  if (std::any_of(ranks.begin(), ranks.end(), [](const State* state) { return !state->answer; }))
+    return false;
+  const State& first = *ranks.front();
+  for (const State* state : ranks)
     if (state->answer->step != first.answer->step)
       decide({fmt::format("rank {} compares after step {} and rank {} after step {}, {}", state->who.rank,
                           state->answer->step, first.who.rank, first.answer->step, kContinue),
               1});
   if (first.answer->step < 0)
-    facts_differ(present);
+    facts_differ(ranks);
   else
-    checksums_differ(present);
+    checksums_differ(ranks);
   for (State& state : states_) state.answer.reset();
   return !verdict_;
 }
 
-void Judge::facts_differ(const std::vector<const State*>& present) {
-  const Watch::Facts& facts = present.front()->answer->facts;
+void Judge::facts_differ(const std::vector<const State*>& ranks) {
+  const Watch::Facts& facts = ranks.front()->answer->facts;
   std::string name;
-  for (size_t i = 1; i < present.size() && name.empty(); ++i)
-    name = first_difference(facts, present[i]->answer->facts);
+  for (size_t i = 1; i < ranks.size() && name.empty(); ++i)
+    name = first_difference(facts, ranks[i]->answer->facts);
   if (name.empty()) return;
   const std::string here = value_of(facts, name);
   std::string there;
   std::vector<int> others;  // that have the same other value
-  for (const State* state : present) {
+  for (const State* state : ranks) {
     const std::string value = value_of(state->answer->facts, name);
     if (first_difference(facts, state->answer->facts) != name || (!there.empty() && value != there)) continue;
     there = value;
@@ -286,20 +297,20 @@ void Judge::facts_differ(const std::vector<const State*>& present) {
   decide(
       {fmt::format("{} {} {} {} and rank {} has {}, start all ranks with the same options, files and program",
                    rank_names(others), others.size() == 1 ? "has" : "have", name, there,
-                   present.front()->who.rank, here),
+                   ranks.front()->who.rank, here),
        1});
 }
 
 /// Who differs from most is to blame; without a majority nobody is.
-void Judge::checksums_differ(const std::vector<const State*>& present) {
+void Judge::checksums_differ(const std::vector<const State*>& ranks) {
   std::map<std::string, std::vector<int>> holders;
-  for (const State* state : present) holders[state->answer->facts.at(0).second].push_back(state->who.rank);
+  for (const State* state : ranks) holders[state->answer->facts.at(0).second].push_back(state->who.rank);
   if (holders.size() == 1) return;
   const auto most = std::max_element(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
     return a.second.size() < b.second.size();
   });
   std::vector<int> all, few;
-  for (const State* state : present) {
+  for (const State* state : ranks) {
     all.push_back(state->who.rank);
     if (state->answer->facts.at(0).second != most->first) few.push_back(state->who.rank);
   }
@@ -308,7 +319,7 @@ void Judge::checksums_differ(const std::vector<const State*>& present) {
       {fmt::format(
            "the parameters of {} differ{} after step {}, {}; if it happens again, look for a faulty machine",
            rank_names(majority ? few : all), majority ? " from those of the other ranks" : "",
-           present.front()->answer->step, kContinue),
+           ranks.front()->answer->step, kContinue),
        1});
 }
 

@@ -111,9 +111,11 @@ class Judge {
   void judge_silence(double now);
   void judge_hangs();
   void judge_deadlock();
+  void nobody_gets_on();
+  std::vector<const State*> present() const;
   bool judge_answers();
-  void facts_differ(const std::vector<const State*>& present);
-  void checksums_differ(const std::vector<const State*>& present);
+  void facts_differ(const std::vector<const State*>& ranks);
+  void checksums_differ(const std::vector<const State*>& ranks);
 
   WatchOptions options_;
   double start_;

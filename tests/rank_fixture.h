@@ -1,4 +1,4 @@
-// Tests that run on several ranks when mpirun starts them, and on one without.
+// Tests that run on several ranks over MPI when mpirun starts them; without it on one, over NCCL on a GPU.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,21 +10,27 @@
 
 #include "model/kernels/backends.h"
 #include "model/kernels/comm_mpi.h"
+#include "model/kernels/comm_nccl.h"
 #include "model/kernels/context.h"
 
 class RankTest : public testing::Test {
  protected:
-  /// Gives ctx_ a communicator with messages of up to `piece` bytes. Without a `watch`, a wait of half a
+  /// Gives ctx_ a communicator with messages of up to `parcel` bytes. Without a `watch`, a wait of half a
   /// minute is a failure of the test, so that no mistake can hang it.
-  void join([[maybe_unused]] int64_t piece, [[maybe_unused]] std::function<void()> watch = {}) {
+  void join([[maybe_unused]] int64_t parcel, [[maybe_unused]] std::function<void()> watch = {}) {
     ctx_.comm = std::make_shared<Comm>();  // MPI serves one communicator at a time
+    const bool launched = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+    if constexpr (kHaveNccl)
+      if (!launched && ctx_.where == Where::gpu) ctx_.comm = make_nccl_comm(ctx_, nccl_unique_id(), 0, 1);
+    if (!launched) return;
     if constexpr (kHaveMpi) {
-      if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return;
       if (!watch)
         watch = [looks = 0]() mutable {
           if (++looks > 150) throw std::runtime_error("the other ranks do not answer");
         };
-      ctx_.comm = make_mpi_comm(ctx_, process(), {.piece = piece, .poll = watch});
+      ctx_.comm = make_mpi_comm(ctx_, process(), {.parcel = parcel, .poll = watch});
+    } else {
+      throw std::runtime_error("these tests were built without MPI");
     }
   }
   Comm& comm() const { return *ctx_.comm; }

@@ -21,6 +21,7 @@ forbid 'optimizers know nothing of data or the command line' \
 forbid 'data knows nothing of models and optimizers' '#include "(model/[a-z_]+\.|optim/|options|setup|commands|run_log)' $(ls data/*.h data/*.cpp)
 forbid 'only doors may pick the device' 'ON_DEVICE' $(ls model/*.h model/*.cpp optim/*.cpp data/*.cpp ./*.cpp)
 forbid 'kernel files use the portability headers: no PTX, no <<<>>>, no CUDA headers or libraries of their own' \
-  'asm( volatile)?[ (]|<<<|cooperative_groups|#include <(cuda|cub|cooperative)' \
-  $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu dev/lab/*.cu 2>/dev/null | grep -v _cublaslt.cu | grep -v '/context.cu\|/stream.cu')
+  'asm( volatile)?[ (]|<<<|cooperative_groups|#include <(cuda|cub|cooperative|nccl)' \
+  $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu dev/lab/*.cu 2>/dev/null | grep -v '_cublaslt.cu\|_nccl.cu' | grep -v '/context.cu\|/stream.cu')
+forbid 'MPI is for the files named mpi_*' '#include <mpi' $(git ls-files '*.h' '*.cpp' '*.cu' | grep -v model/kernels/mpi_)
 exit $bad

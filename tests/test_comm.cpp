@@ -1,5 +1,5 @@
-// The contract of the communicator, for every backend and every device of this binary. Run by itself it tests
-// a single process; tests/test_ranks.sh runs it under mpirun with several numbers of ranks.
+// The contract of the communicator, for every backend and every device of this binary. OwnerRun by itself it
+// tests a single process; tests/test_ranks.sh runs it under mpirun with several numbers of ranks.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "model/kernels/backends.h"
+#include "model/kernels/comm_exchange.h"
 #include "model/kernels/comm_mpi.h"
 #include "model/kernels/context.h"
 #include "random.h"
@@ -303,6 +304,37 @@ TEST_P(Comms, WhatCannotBeExchangedIsRefused) {
 TEST_P(Comms, TheNameSaysHowMany) {
   const std::string name = comm().name();
   EXPECT_EQ(name.substr(0, name.find(' ')), std::to_string(comm().size()));
+}
+
+// What NCCL is asked to do, which needs no NCCL to be seen.
+TEST(OwnerRuns, EqualPartsInTheOrderOfRanksBecomeOne) {
+  float memory[40];
+  const auto part = [&](int64_t start, int64_t count, int owner) {
+    return Part{Tensor(memory + start, {count}), owner};
+  };
+  // Two matrices of 3 for each of three ranks; then a bank in which rank 2 has less; then one out of order.
+  const std::vector<Part> parts = {part(0, 3, 0),  part(3, 3, 0),  part(6, 3, 1),  part(9, 3, 1),
+                                   part(12, 3, 2), part(15, 3, 2), part(18, 4, 0), part(22, 0, 0),
+                                   part(22, 4, 1), part(26, 2, 2), part(30, 2, 1), part(28, 2, 0),
+                                   part(32, 2, 2)};
+  const std::vector<OwnerRun> runs = find_runs(parts, 3);
+  ASSERT_EQ(runs.size(), 7u);
+  const auto expect = [&](size_t i, int64_t start, int64_t count, int owner) {
+    EXPECT_EQ(runs[i].data, reinterpret_cast<char*>(memory + start)) << i;
+    EXPECT_EQ(runs[i].count, count) << i;
+    EXPECT_EQ(runs[i].owner, owner) << i;
+  };
+  expect(0, 0, 6, OwnerRun::kOneEach);
+  expect(1, 18, 4, 0);
+  expect(2, 22, 4, 1);
+  expect(3, 26, 2, 2);
+  expect(4, 30, 2, 1);
+  expect(5, 28, 2, 0);
+  expect(6, 32, 2, 2);
+  // A gap, and types that differ, keep blocks apart.
+  EXPECT_EQ(find_runs(std::vector<Part>{part(0, 2, 0), part(3, 2, 1)}, 2).size(), 2u);
+  const Part bits{Tensor(reinterpret_cast<Bf16*>(memory + 2), {2}), 1};
+  EXPECT_EQ(find_runs(std::vector<Part>{part(0, 2, 0), bits}, 2).size(), 2u);
 }
 
 // Failures end the job, so each has a job of its own in tests/test_ranks.sh.

@@ -3,8 +3,10 @@
 # and jobs that fail. BUILD: where tests/all is, of a build with MPI. Exit status 77 without mpirun.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-tests=${BUILD:-build/sim}/tests/all
+build=${BUILD:-build/sim}
+tests=$build/tests/all
 command -v mpirun >/dev/null 2>&1 || { echo 'mpirun is not installed (openmpi-bin): no test with several processes'; exit 77; }
+grep -q '^1' "$build/backends" || { echo "$build was made without MPI: no test with several processes"; exit 77; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -582,6 +582,19 @@ TEST(Watch, AllRanksStopAfterTheSameStep) {
   for (unsigned seed = 0; seed < 60; ++seed) stop_somewhere(2 + static_cast<int>(seed % 4), seed);
 }
 
+TEST(Watch, ManyRanks) {
+  with_ranks(100, [](Watch& watch, int rank) {
+    watch.agree({{"--steps", "3"}});
+    int64_t step = 0;
+    for (; watch.start_step(step); ++step) {
+      watch.compare(step, 17);
+      if (rank == 57 && step == 2) watch.request_stop();
+    }
+    EXPECT_EQ(watch.stop_step(), step);
+    EXPECT_GE(step, 3);
+  });
+}
+
 TEST(Watch, ARequestBeforeTheFirstStep) {
   with_ranks(3, [](Watch& watch, int rank) {
     if (rank == 1) watch.request_stop();

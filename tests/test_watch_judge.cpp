@@ -147,6 +147,7 @@ TEST(WatchJudge, SlowStepsAndTheFirstOneGetMoreTime) {
   court.judge.tick(1000);
   EXPECT_EQ(court.line(), "(none)");
   slow.quiet = 400;
+  court.judge.beat(0, at(17, 10), 1001);
   court.judge.beat(1, slow, 1001);
   court.judge.tick(1001);
   EXPECT_TRUE(court.line().starts_with("rank 1 (h1, process 101) has not got on for 400 s")) << court.line();
@@ -161,10 +162,23 @@ TEST(WatchJudge, AllWaitForOthers) {
   EXPECT_EQ(court.line(), "(none)");
   court.judge.beat(3, at(16, 60, true), 101);
   court.judge.tick(101);
-  EXPECT_EQ(
-      court.line(),
-      "no rank has got on for 60 s, all wait for others (ranks 2-3 in step 16; ranks 0-1 in step 17), " +
-          kPatience);
+  EXPECT_EQ(court.line(),
+            "no rank has got on for 60 s, ranks 2-3 in step 16; ranks 0-1 in step 17, " + kPatience);
+}
+
+TEST(WatchJudge, AllAreBlockedWhereNobodySeesWhy) {
+  Court court(3, {.patience = 60, .beat = 1});
+  court.all(at(17, 59), 100);
+  court.judge.beat(0, at(17, 60), 100);
+  court.judge.tick(100);
+  EXPECT_EQ(court.line(), "no rank has got on for 59 s, ranks 0-2 in step 17, " + kPatience);
+
+  Court last(3, {.patience = 60, .beat = 1});
+  last.all(at(17, 60), 100);
+  last.judge.left(0);
+  last.judge.left(2);
+  last.judge.tick(100);
+  EXPECT_EQ(last.line(), "rank 1 (h1, process 101) has not got on for 60 s, in step 17, " + kPatience);
 }
 
 TEST(WatchJudge, SilenceIsNoticed) {

@@ -30,41 +30,81 @@ int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int
   return bytes;
 }
 
-std::vector<Piece> cut(std::span<const Tensor> tensors, int64_t most) {
-  std::vector<Piece> pieces;
+namespace {
+/// True when `ranks` runs from the first are blocks of one size, in the order of their owners and of memory.
+bool one_each(std::span<const OwnerRun> runs, int ranks) {
+  if (runs.size() < static_cast<size_t>(ranks)) return false;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const OwnerRun& run = runs[static_cast<size_t>(rank)];
+    const int64_t offset = rank * runs[0].count * dtype_bytes(run.dtype);
+    if (run.owner != rank || run.dtype != runs[0].dtype || run.count != runs[0].count ||
+        run.data != runs[0].data + offset)
+      return false;
+  }
+  return true;
+}
+}  // namespace
+
+std::vector<OwnerRun> find_runs(std::span<const Part> parts, int ranks) {
+  std::vector<OwnerRun> of_owners;
+  for (const auto& [tensor, owner] : parts) {
+    if (tensor.size() == 0) continue;
+    auto* data = static_cast<char*>(tensor.data);
+    if (!of_owners.empty()) {
+      OwnerRun& last = of_owners.back();
+      if (last.owner == owner && last.dtype == tensor.dtype &&
+          last.data + last.count * dtype_bytes(last.dtype) == data) {
+        last.count += tensor.size();
+        continue;
+      }
+    }
+    of_owners.push_back({data, tensor.dtype, tensor.size(), owner});
+  }
+  std::vector<OwnerRun> runs;
+  for (std::span<const OwnerRun> rest = of_owners; !rest.empty();) {
+    const bool equal = one_each(rest, ranks);
+    runs.push_back(rest.front());
+    if (equal) runs.back().owner = OwnerRun::kOneEach;
+    rest = rest.subspan(equal ? static_cast<size_t>(ranks) : 1);
+  }
+  return runs;
+}
+
+std::vector<Parcel> cut(std::span<const Tensor> tensors, int64_t most) {
+  std::vector<Parcel> parcels;
   for (const Tensor& tensor : tensors) {
     const int64_t element = dtype_bytes(tensor.dtype);
     for (int64_t done = 0; done < tensor.bytes();) {
-      if (pieces.empty() || most - pieces.back().bytes < element) pieces.emplace_back();
-      Piece& piece = pieces.back();
-      const int64_t room = (most - piece.bytes) / element * element;
+      if (parcels.empty() || most - parcels.back().bytes < element) parcels.emplace_back();
+      Parcel& parcel = parcels.back();
+      const int64_t room = (most - parcel.bytes) / element * element;
       const int64_t bytes = std::min(room, tensor.bytes() - done);
-      piece.stretches.push_back({static_cast<char*>(tensor.data) + done, bytes, tensor.dtype});
-      piece.bytes += bytes;
+      parcel.stretches.push_back({static_cast<char*>(tensor.data) + done, bytes, tensor.dtype});
+      parcel.bytes += bytes;
       done += bytes;
     }
   }
-  return pieces;
+  return parcels;
 }
 
-char* in_one_run(const Piece& piece) {
-  char* next = piece.stretches.front().data;
-  for (const Stretch& stretch : piece.stretches) {
+char* in_one_run(const Parcel& parcel) {
+  char* next = parcel.stretches.front().data;
+  for (const Stretch& stretch : parcel.stretches) {
     if (stretch.data != next) return nullptr;
     next += stretch.bytes;
   }
-  return piece.stretches.front().data;
+  return parcel.stretches.front().data;
 }
 
-void pack(const Piece& piece, char* to) {
-  for (const Stretch& stretch : piece.stretches) {
+void pack(const Parcel& parcel, char* to) {
+  for (const Stretch& stretch : parcel.stretches) {
     std::memcpy(to, stretch.data, static_cast<size_t>(stretch.bytes));
     to += stretch.bytes;
   }
 }
 
-void unpack(const Piece& piece, const char* from) {
-  for (const Stretch& stretch : piece.stretches) {
+void unpack(const Parcel& parcel, const char* from) {
+  for (const Stretch& stretch : parcel.stretches) {
     std::memcpy(stretch.data, from, static_cast<size_t>(stretch.bytes));
     from += stretch.bytes;
   }
@@ -96,9 +136,9 @@ void add_stretch(const Stretch& stretch, int64_t offset, std::span<char* const> 
 }
 }  // namespace
 
-void add_in_order(const Piece& piece, std::span<char* const> copies) {
+void add_in_order(const Parcel& parcel, std::span<char* const> copies) {
   int64_t offset = 0;
-  for (const Stretch& stretch : piece.stretches) {
+  for (const Stretch& stretch : parcel.stretches) {
     if (stretch.dtype == DType::f64)
       add_stretch<double>(stretch, offset, copies);
     else

@@ -1,5 +1,5 @@
 // What an exchange is, apart from who carries it: the checks and the volumes that all communicators share,
-// and, for those that move bytes between processes themselves, lists of tensors cut into pieces.
+// and, for those that move bytes between processes themselves, lists of tensors cut into parcels.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,18 @@ void check_parts(Exchange exchange, std::span<const Part> parts, int ranks);
 /// Bytes that `rank` sends to others, as comm.h says.
 int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks);
 
+/// Parts that one call of a library for communication can take.
+struct OwnerRun {
+  static constexpr int kOneEach = -1;
+  char* data;
+  DType dtype;
+  int64_t count;  // elements
+  int owner;      // or kOneEach: N blocks of `count` elements, the first one rank 0's, the next rank 1's, ...
+};
+/// Joins parts of one owner that follow each other in the list and in memory, then joins what is equal for
+/// every rank in turn. What is empty is left out.
+std::vector<OwnerRun> find_runs(std::span<const Part> parts, int ranks);
+
 /// A run of whole elements of one tensor.
 struct Stretch {
   char* data;
@@ -25,19 +37,19 @@ struct Stretch {
 };
 
 /// What one message carries.
-struct Piece {
+struct Parcel {
   std::vector<Stretch> stretches;
   int64_t bytes = 0;
 };
 
-/// The tensors one after the other, as pieces of up to `most` bytes (8 and more). Where the cuts are depends
+/// The tensors one after the other, as parcels of up to `most` bytes (8 and more). Where the cuts are depends
 /// on shapes and types alone, so sender and receiver agree.
-std::vector<Piece> cut(std::span<const Tensor> tensors, int64_t most);
-/// Where the piece lies when that is one run of memory; else null.
-char* in_one_run(const Piece& piece);
-/// Copies the piece's memory to and from one run of `piece.bytes` bytes.
-void pack(const Piece& piece, char* to);
-void unpack(const Piece& piece, const char* from);
-/// piece <- ((x_0 + x_1) + x_2) + ..., each x_r a packed copy of the piece, in the type of the tensor; null
-/// stands for what the piece holds itself. f32 and f64; copies may lie at any address.
-void add_in_order(const Piece& piece, std::span<char* const> copies);
+std::vector<Parcel> cut(std::span<const Tensor> tensors, int64_t most);
+/// Where the parcel lies when that is one run of memory; else null.
+char* in_one_run(const Parcel& parcel);
+/// Copies the parcel's memory to and from one run of `parcel.bytes` bytes.
+void pack(const Parcel& parcel, char* to);
+void unpack(const Parcel& parcel, const char* from);
+/// parcel <- ((x_0 + x_1) + x_2) + ..., each x_r a packed copy of the parcel, in the type of the tensor; null
+/// stands for what the parcel holds itself. f32 and f64; copies may lie at any address.
+void add_in_order(const Parcel& parcel, std::span<char* const> copies);

@@ -78,7 +78,7 @@ class MpiComm final : public Comm {
 
   std::atomic<bool> abandoned_ = false;
   Clock::time_point last_poll_ = Clock::now();
-  MpiCarrier carrier_{rank(), size(), options_.piece, [this] { idle(); }};
+  MpiCarrier carrier_{rank(), size(), options_.parcel, [this] { idle(); }};
   std::thread worker_{[this] { work(); }};  // last: it uses all of the above
 };
 
@@ -243,7 +243,7 @@ CommCosts MpiComm::costs() const {
 }  // namespace
 
 std::shared_ptr<Comm> make_mpi_comm(const Context& ctx, std::shared_ptr<MpiProcess> mpi, MpiOptions options) {
-  if (options.piece < 8 || options.piece > (1 << 30))
-    throw std::logic_error("make_mpi_comm: pieces of 8 to 2^30 bytes");
+  if (options.parcel < 8 || options.parcel > (1 << 30))
+    throw std::logic_error("make_mpi_comm: parcels of 8 to 2^30 bytes");
   return std::make_shared<MpiComm>(ctx, std::move(mpi), std::move(options));
 }

@@ -4,7 +4,7 @@
 // Exchanges are direct: every rank sends to every other one what that one needs and adds what it received
 // itself, in the order of the ranks. A thread per process carries them out, one after the other, in the order
 // of the calls. While it waits it sleeps, so that the cores stay with the computation. Messages are cut into
-// pieces: while one is added the next one travels, and the memory for it stays small.
+// parcels: while one is added the next one travels, and the memory for it stays small.
 //
 // With a GPU, start_*() waits for the work enqueued so far and copies out, finish() waits for the exchange
 // and copies in.
@@ -18,7 +18,7 @@
 
 struct MpiOptions {
   /// Bytes of one message, 8 to 2^30. A rank takes memory for up to 4 (N-1) of them.
-  int64_t piece = 1 << 20;
+  int64_t parcel = 1 << 20;
   /// Called a few times a second while an exchange waits for other ranks, in the communicator's thread. What
   /// it throws ends the exchange; finish() and all later calls throw it.
   std::function<void()> poll = {};

@@ -3,21 +3,21 @@
 #include <utility>
 
 namespace {
-/// Room for a piece: each begins at a cache line.
+/// Room for a parcel: each begins at a cache line.
 int64_t room_for(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 }  // namespace
 
 void MpiCarrier::reserve(int64_t bytes) {
-  const auto need = static_cast<size_t>(2 * (ranks_ - 1) * room_for(std::min(piece_, bytes)));
+  const auto need = static_cast<size_t>(2 * (ranks_ - 1) * room_for(std::min(parcel_, bytes)));
   for (Round& round : rounds_)
     if (round.memory.size() < need) round.memory.resize(need);
 }
 
 void MpiCarrier::run(Exchange exchange, std::span<const Part> parts) {
   if (ranks_ == 1) return;
-  Plan plan{exchange, std::vector<Pieces>(exchange == Exchange::sum ? 1 : static_cast<size_t>(ranks_))};
+  Plan plan{exchange, std::vector<Parcels>(exchange == Exchange::sum ? 1 : static_cast<size_t>(ranks_))};
   int64_t most = 0;
   size_t rounds = 0;
   for (size_t owner = 0; owner < plan.of.size(); ++owner) {
@@ -28,7 +28,7 @@ void MpiCarrier::run(Exchange exchange, std::span<const Part> parts) {
         tensors.push_back(part.tensor);
         bytes += part.tensor.bytes();
       }
-    plan.of[owner] = cut(tensors, piece_);
+    plan.of[owner] = cut(tensors, parcel_);
     most = std::max(most, bytes);
     rounds = std::max(rounds, plan.of[owner].size());
   }
@@ -49,20 +49,20 @@ void MpiCarrier::post(const Plan& plan, size_t k) {
   round.received.assign(static_cast<size_t>(ranks_), nullptr);
   for (int i = 1; i < ranks_; ++i) {
     const int from = (rank_ + ranks_ - i) % ranks_;
-    const Pieces& pieces = plan.sent(from, rank_);
-    if (k >= pieces.size()) continue;
-    char* to = plan.exchange == Exchange::all_gather ? in_one_run(pieces[k]) : nullptr;
-    if (to == nullptr) round.received[static_cast<size_t>(from)] = to = take(pieces[k].bytes);
-    round.messages.receive(to, pieces[k].bytes, from);
+    const Parcels& parcels = plan.sent(from, rank_);
+    if (k >= parcels.size()) continue;
+    char* to = plan.exchange == Exchange::all_gather ? in_one_run(parcels[k]) : nullptr;
+    if (to == nullptr) round.received[static_cast<size_t>(from)] = to = take(parcels[k].bytes);
+    round.messages.receive(to, parcels[k].bytes, from);
   }
-  const Piece* packed = nullptr;  // all get the same one, except in a reduce-scatter
+  const Parcel* packed = nullptr;  // all get the same one, except in a reduce-scatter
   char* at = nullptr;
   for (int i = 1; i < ranks_; ++i) {
     const int to = (rank_ + i) % ranks_;
-    const Pieces& pieces = plan.sent(rank_, to);
-    if (k >= pieces.size()) continue;
-    if (packed != &pieces[k]) {
-      packed = &pieces[k];
+    const Parcels& parcels = plan.sent(rank_, to);
+    if (k >= parcels.size()) continue;
+    if (packed != &parcels[k]) {
+      packed = &parcels[k];
       at = in_one_run(*packed);
       if (at == nullptr) pack(*packed, at = take(packed->bytes));
     }
@@ -81,6 +81,6 @@ void MpiCarrier::complete(const Plan& plan, size_t k) {
     return;
   }
   // What everybody sends to me is what I add to.
-  const Pieces& mine = plan.sent((rank_ + 1) % ranks_, rank_);
+  const Parcels& mine = plan.sent((rank_ + 1) % ranks_, rank_);
   if (k < mine.size()) add_in_order(mine[k], round.received);
 }

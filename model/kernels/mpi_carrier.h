@@ -12,10 +12,10 @@
 
 class MpiCarrier {
  public:
-  /// Messages have up to `piece` bytes; `idle` is called again and again while they are waited for, and may
+  /// Messages have up to `parcel` bytes; `idle` is called again and again while they are waited for, and may
   /// throw.
-  MpiCarrier(int rank, int ranks, int64_t piece, std::function<void()> idle)
-      : rank_(rank), ranks_(ranks), piece_(piece), idle_(std::move(idle)) {}
+  MpiCarrier(int rank, int ranks, int64_t parcel, std::function<void()> idle)
+      : rank_(rank), ranks_(ranks), parcel_(parcel), idle_(std::move(idle)) {}
 
   /// Takes the memory for exchanges in which no rank owns more than `bytes`.
   void reserve(int64_t bytes);
@@ -23,18 +23,18 @@ class MpiCarrier {
   void run(Exchange exchange, std::span<const Part> parts);
 
  private:
-  using Pieces = std::vector<Piece>;
+  using Parcels = std::vector<Parcel>;
   /// What travels, by owner; a sum has one list, which everybody sends and receives.
   struct Plan {
     Exchange exchange;
-    std::vector<Pieces> of;
-    const Pieces& sent(int from, int to) const {
+    std::vector<Parcels> of;
+    const Parcels& sent(int from, int to) const {
       return of[exchange == Exchange::sum
                     ? 0
                     : static_cast<size_t>(exchange == Exchange::reduce_scatter ? to : from)];
     }
   };
-  /// One piece for and from every other rank.
+  /// One parcel for and from every other rank.
   struct Round {
     MpiMessages messages;
     std::vector<char> memory;
@@ -45,7 +45,7 @@ class MpiCarrier {
   void complete(const Plan& plan, size_t k);
 
   const int rank_, ranks_;
-  const int64_t piece_;
+  const int64_t parcel_;
   const std::function<void()> idle_;
   std::array<Round, 2> rounds_;  // two are under way at a time
 };
