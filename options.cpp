@@ -154,9 +154,6 @@ void add_evaluate(CLI::App& app, EvaluateOptions& o) {
 void add_polar(CLI::App& app, PolarOptions& o) {
   app.add_option("--ns", o.ns,
                  "a set by name, or coefficients: 8x3.4445:-4.775:2.0315+2x2:-1.5:0.5; empty: all");
-  app.add_option("--global-batch", o.global_batch,
-                 "rows of an update over all ranks and micro-batches, instead of --grad-accum; 0: off")
-      ->check(integer(0));
   app.add_option("--steps", o.steps, "0: each set's own number; more repeat the last step")
       ->check(integer(0, 100));
   app.add_option("--least", o.least, "smallest singular value of X / ||X||_F that counts")

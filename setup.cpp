@@ -221,7 +221,8 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
 
 Watch::Facts job_facts(const TrainOptions& options) {
   Watch::Facts facts = {{"the program", program_fingerprint()}};
-  for (const auto& [key, value] : to_json(options).items())
+  const nlohmann::json all = to_json(options);
+  for (const auto& [key, value] : all.items())
     if (key != "threads") facts.emplace_back(key, value.dump());
   return facts;
 }

@@ -121,7 +121,7 @@ int train(const TrainOptions& given, World& world, Watch& watch) {
   model.watch(&exchange);
   optimizer.share({model.loss()});
   if (!qk_clip)  // which has the last word on weights
-    optimizer.on_moved([&](std::span<const size_t> parameters) { exchange.send(parameters); });
+    optimizer.on_moved([&](std::span<const size_t> parameters) { exchange.send_early(parameters); });
 
   const nlohmann::json identity = run_identity(options, config, rules, train_shards.fingerprint());
   watch.agree(data_facts(identity, val_shards.fingerprint()));

@@ -68,12 +68,7 @@ void Exchange::finish_gradients() {
 }
 
 void Exchange::send(std::span<const size_t> parameters) {
-  if (alone()) return;
-  // In the order in which the next pass needs them: what lies outside of the layers and vectors first.
-  const auto group_of = [&](size_t i) {
-    const Parameter& p = table_.rows()[i];
-    return p.is_matrix() ? p.layer : kOutside;
-  };
+  const auto group_of = [&](size_t i) { return layer_of(i); };
   std::vector<size_t> sorted(parameters.begin(), parameters.end());
   for (const size_t i : parameters) sent_[i] = true;
   std::ranges::stable_sort(sorted, {}, group_of);
@@ -86,7 +81,21 @@ void Exchange::send(std::span<const size_t> parameters) {
   }
 }
 
+int Exchange::layer_of(size_t parameter) const {
+  const Parameter& p = table_.rows()[parameter];
+  return p.is_matrix() ? p.layer : kOutside;
+}
+
+void Exchange::send_early(std::span<const size_t> parameters) {
+  if (alone()) return;
+  std::vector<size_t> early;
+  std::ranges::copy_if(parameters, std::back_inserter(early),
+                       [&](size_t i) { return layer_of(i) == kOutside; });
+  send(early);
+}
+
 void Exchange::send_rest() {
+  if (alone()) return;
   std::vector<size_t> rest;
   std::ranges::copy_if(all_, std::back_inserter(rest), [&](size_t i) { return !sent_[i]; });
   send(rest);

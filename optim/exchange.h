@@ -1,7 +1,7 @@
 // How gradients reach the owners of their pieces, and new weights everybody else, while the model computes.
 //
 //   backward of layer l-1   while   gradients of layer l  are summed onto their owners      (reduce_scatter)
-//   update of the next set  while   the last set's weights travel, layer after layer       (all_gather)
+//   update of the matrices  while   new embeddings, positions and vectors travel           (all_gather)
 //   next forward of layer l while   the weights of layers l+1, l+2, ... travel
 //
 // One exchange carries all pieces of a layer's matrices, whoever owns them; what lies outside of the layers
@@ -13,10 +13,10 @@
 // for a balanced split (owners.h). All ranks start the same exchanges in the same order, also those that own
 // nothing in them. With one process nothing happens at all.
 //
-//   exchange.allocate();   model.watch(&exchange);   optimizer.on_moved(exchange.send);
+//   exchange.allocate();   model.watch(&exchange);   optimizer.on_moved(exchange.send_early);
 //   each step:  passes of the model   ->  gradients_ready(layer), weights_needed(layer)
 //               exchange.finish_gradients();      before the optimizer's step
-//               exchange.send(parameters);        as soon as the new values of these are final
+//               exchange.send_early(parameters);  as soon as the new values of these are final
 //               exchange.send_rest();             after the update
 //   before anything else reads weights:   exchange.finish_weights();
 #pragma once
@@ -41,9 +41,12 @@ class Exchange final : public LayerWatcher {
 
   /// Afterwards Parameter::grad is the sum over all ranks, on the owner of each piece.
   void finish_gradients();
-  /// Starts sending the new weights of these parameters (indices into the table), layer by layer.
-  void send(std::span<const size_t> parameters);
-  /// The same for all that were not sent since the last call of this.
+  /// The new values of these parameters (indices into the table) are final on their owners: starts sending
+  /// what lies outside of the layers, and vectors. The layers' matrices wait for send_rest(): exchanges go
+  /// one after the other, a pass needs whole layers, and sent as they come, shape by shape, the first layer
+  /// would wait for nearly all (dev/many_gpus.md).
+  void send_early(std::span<const size_t> parameters);
+  /// Starts sending all that was not sent since the last call of this, layer by layer.
   void send_rest();
   /// Afterwards all weights are everywhere what their owners made them.
   void finish_weights();
@@ -61,6 +64,9 @@ class Exchange final : public LayerWatcher {
   /// The pieces of some parameters, to be exchanged together.
   std::vector<Part> parts(std::span<const size_t> parameters, What what) const;
   void add_parts(std::vector<Part>& to, size_t parameter, const Tensor& tensor) const;
+  void send(std::span<const size_t> parameters);
+  /// The layer whose pass needs the weights first.
+  int layer_of(size_t parameter) const;
   void gather(What what);
   struct Pending {
     int layer;  // who waits for it
