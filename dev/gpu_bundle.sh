@@ -3,17 +3,19 @@
 # headers and shared libraries that the program, its tests and the harness need. Run it where `make test` works; carry
 # the file along and give it to dev/gpu_check.sh --deps. With --prebuilt the programs themselves are built here by nvcc
 # and put in too, for any x86-64 processor with AVX2 (oneDNN picks wider instructions by itself), so that the GPU
-# machine compiles nothing.
+# machine compiles nothing. OpenMPI comes along, to be started as gpu-deps/mpi/bin/mpirun; NCCL (220 MiB) does not: the
+# machine needs libnccl.so.2, from CUDA or from Python's nvidia-nccl-cu13, or NCCL=0 here.
 set -eu
 cd "$(dirname "$0")/.."
 prebuilt=
 case ${1-} in
   '') ;;
   --prebuilt) prebuilt=1 ;;
-  *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-dev/install.sh libdnnl-dev liblapack-dev libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev libbenchmark-dev
+dev/install.sh libdnnl-dev liblapack-dev libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev libbenchmark-dev libopenmpi-dev \
+  openmpi-bin
 deps=build/gpu-deps
 rm -rf "$deps" "$deps.tar.xz"
 mkdir -p "$deps/include" "$deps/lib"
@@ -23,20 +25,25 @@ for header in oneapi CLI fmt nlohmann gtest benchmark; do
 done
 cp -L /usr/include/dnnl*.h /usr/include/dnnl*.hpp "$deps/include/"
 
+# needs FILE...: copies every library that these need, beyond a compiler's own.
+needs() {
+  ldd "$@" | awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | sort -u | while read -r name path; do
+    case $name in
+      libc.* | libm.* | libstdc++.* | libgcc_s.* | libgomp.* | libpthread.* | libdl.*) ;;
+      *) cp -L "$path" "$deps/lib/$name" ;;
+    esac
+  done
+}
+
 # library NAME: the shared object behind -lNAME, under the name that programs ask for, with the link that the linker
-# wants and with everything it needs beyond a compiler's own libraries; a static library where there is nothing else.
+# wants and with everything it needs; a static library where there is nothing else.
 library() {
   file=/usr/lib/x86_64-linux-gnu/lib$1
   if [ -e "$file.so" ]; then
     soname=$(objdump -p "$file.so" | sed -n 's/^ *SONAME *//p')
     cp -L "$file.so" "$deps/lib/$soname"
     [ "$soname" = "lib$1.so" ] || ln -sf "$soname" "$deps/lib/lib$1.so"
-    ldd "$file.so" | awk '$2 == "=>" { print $1, $3 }' | while read -r name path; do
-      case $name in
-        libc.* | libm.* | libstdc++.* | libgcc_s.* | libgomp.* | libpthread.* | libdl.*) ;;
-        *) cp -L "$path" "$deps/lib/$name" ;;
-      esac
-    done
+    needs "$file.so"
   elif [ -e "$file.a" ]; then
     cp -L "$file.a" "$deps/lib/"
   else
@@ -45,6 +52,34 @@ library() {
   fi
 }
 for name in dnnl lapack blas fmt gtest gtest_main benchmark; do library "$name"; done
+
+# OpenMPI finds its plugins below OPAL_PREFIX, in the folders that it was configured with. Plugins for networks that
+# one machine has no use for stay behind, with their libraries.
+openmpi() {
+  mpi=$deps/mpi
+  plugins=$(ompi_info --parsable --path pkglibdir | sed -n 's/^path:pkglibdir://p')
+  words=$(ompi_info --parsable --path pkgdatadir | sed -n 's/^path:pkgdatadir://p')
+  mkdir -p "$mpi/bin" "$mpi/${plugins#/usr/}" "$mpi/${words#/usr/}"
+  cp "$words"/*.txt "$mpi/${words#/usr/}/"
+  for plugin in "$plugins"/mca_*.so; do
+    ldd "$plugin" | grep -qE 'libfabric|libuc[pstm]\.|ibverbs|libpsm|mca_common_(ofi|ucx|verbs)|oshmem|not found' ||
+      cp "$plugin" "$mpi/${plugins#/usr/}/"
+  done
+  for program in orterun orted; do cp -L "/usr/bin/$program" "$mpi/bin/"; done
+  needs "$mpi"/bin/* "$mpi/${plugins#/usr/}"/*.so
+  cat >"$mpi/bin/mpirun" <<'END'
+#!/bin/sh
+# OpenMPI of this folder, wherever it lies.
+here=$(cd "$(dirname "$0")/.." && pwd)
+export OPAL_PREFIX="$here" PATH="$here/bin:$PATH"
+export PMIX_MCA_pcompress_base_silence_warning=1 # PMIx has stayed without its plugins: they only compress
+export LD_LIBRARY_PATH="$here/../lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+exec "$here/bin/orterun" "$@"
+END
+  chmod +x "$mpi/bin/mpirun"
+}
+library mpi
+openmpi
 
 if [ -n "$prebuilt" ]; then
   build=build/gpu-portable

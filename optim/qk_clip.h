@@ -12,6 +12,10 @@
 // optimizer's update, S is the largest logit in the forward passes of the step before it; tau 100, alpha 0.5.
 // It has no biases; GPT-2 has, and they are part of the logit.
 //
+// With several ranks: the maxima must be those over all ranks, and the clip comes between the optimizer's
+// step and the journey of the owners' new weights to the others. Then every weight is clipped once, by its
+// owner and with its float32 master; what the others have clipped is overwritten.
+//
 // Class QkClip does this for a whole model. Nobody waits: the maxima stay where the model computes, and what
 // is logged of them follows by a Readback.
 //

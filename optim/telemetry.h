@@ -29,6 +29,9 @@
 // Undefined numbers (a zero step, a zero gradient) are NaN. With bf16 products G' - G is mostly the rounding
 // of the weights' copies when steps are small: read sharpness from fp32.
 //
+// Looks at whole tensors: with several ranks gradients() leaves complete gradients on every rank, and
+// update() gathers the directions and the new weights of all owners. Then all ranks find the same numbers.
+//
 // A measured step moves the weights as any other, bit for bit. It takes a second forward and backward pass
 // and some products per matrix: singular values come from an SVD up to a smaller side of kExactSide, from
 // Lanczos beyond, where nuclear norms are <G, polar(G)>. It waits, so it is never in a CUDA graph. Two copies

@@ -280,6 +280,15 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
   for (const char* part :
        {"memory", "wte.weight", "embedding", "h.2.attn.c_attn.weight", "3 x (48, 48)", "muon", "adam"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part;
+  EXPECT_EQ(result.out.find("GFLOP"), std::string::npos);  // alone there is nothing to split
+}
+
+TEST_F(Program, InfoShowsAnySplit) {
+  const Result result = run({"info", "--model", "gpt2", "--ranks", "8"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  for (const char* part : {"0-7 by rows", "GFLOP", "15555072", "203.9", "1.000 of the mean work"})
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
+  expect_error({"info", "--ranks", "-1"}, 2, {"--ranks", "integer"});
 }
 
 TEST_F(Program, PolarShowsBandsAndPicksSteps) {

@@ -37,7 +37,9 @@ ranks 3 'Worlds.DISABLED_*' --gtest_also_run_disabled_tests || failed "ranks of 
 for test in AWatchEndsTheWaitForARankThatHangs AnExceptionDropsWhatIsUnderWay RanksThatDoNotDoTheSameAreTold; do
   ranks 2 "CommFailures.DISABLED_$test" --gtest_also_run_disabled_tests
   status=$?
-  [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && grep -q '\[  PASSED  \] 1 test' "$log" && ! grep -q '\[  FAILED' "$log" ||
+  if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || grep -q '\[  FAILED' "$log" ||
+    ! grep -q '\[  PASSED  \] 1 test' "$log"; then
     failed "$test: status $status"
+  fi
 done
 exit $bad

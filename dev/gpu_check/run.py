@@ -157,6 +157,12 @@ def build(tools):
     links = os.path.join(tools.work, "cuda-links")  # -lcublasLt, also where only a versioned name lies
     os.makedirs(links)
     found = {name: find_cuda(name) for name in ("cublasLt", "cudart")}
+    try:  # what several GPUs talk over; the program can do without
+        home, library = find_cuda("nccl")
+        if os.path.isfile(os.path.join(home, "include", "nccl.h")):
+            found["nccl"] = home, library
+    except Failed:
+        pass
     for name, (_, library) in found.items():
         os.symlink(library, os.path.join(links, f"lib{name}.so"))
     libraries = [os.path.dirname(library) for _, library in found.values()]
@@ -181,7 +187,8 @@ def build(tools):
             tools.build = os.path.abspath(o.build)
     programs = [os.path.join(o.build, name) for name in ("train_gpt", "tests/all", "harness", "dev/bench")]
     jobs = len(os.sched_getaffinity(0))
-    tools.run(["make", "-k", f"-j{jobs}", "DEVICE=cuda", f"BUILD={o.build}", f"CUDA_HOME={found['cudart'][0]}"] + programs)
+    tools.run(["make", "-k", f"-j{jobs}", "DEVICE=cuda", f"BUILD={o.build}", f"CUDA_HOME={found['cudart'][0]}",
+               f"NCCL={int('nccl' in found)}"] + programs)
     return {"how": f"built here with {jobs} jobs"}
 
 
