@@ -21,7 +21,7 @@ ranks() {
 }
 failed() {
   echo "tests/test_ranks.sh: $1"
-  grep -v '\[ RUN  \|\[       OK\|\[---' "$log" | head -n 100
+  grep -v '\[ RUN  \|\[       OK\|\[---\|\[===\|:Running main\|:Note: \|>:$' "$log" | head -n 100
   bad=1
 }
 

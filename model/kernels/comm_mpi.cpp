@@ -59,6 +59,7 @@ class MpiComm final : public Comm {
   void deliver(const Staged& staged);
   Ticket enqueue(Job job);
   void wait(Ticket ticket);
+  void add_exposed(double seconds);
   void work();
   void idle();
   /// Seconds so far, those of the exchange under way included. Under the lock.
@@ -192,9 +193,7 @@ MpiComm::Staged MpiComm::stage([[maybe_unused]] Exchange exchange,
       next += (there.bytes() + kAlign - 1) / kAlign * kAlign;
     }
     gpu::synchronize(*ctx_.device);
-    const std::scoped_lock lock(mutex_);
-    costs_.busy += seconds_since(start);
-    costs_.exposed += seconds_since(start);
+    add_exposed(seconds_since(start));
   }
   return staged;
 }
@@ -206,10 +205,15 @@ void MpiComm::deliver([[maybe_unused]] const Staged& staged) {
       gpu::copy_in_async(*ctx_.device, gpu::Stream::compute, there.data, here, there.bytes());
     gpu::synchronize(*ctx_.device);  // the block has another use next
     pool_.give_back(staged.block);
-    const std::scoped_lock lock(mutex_);
-    costs_.busy += seconds_since(start);
-    costs_.exposed += seconds_since(start);
+    add_exposed(seconds_since(start));
   }
+}
+
+/// Counts what the caller's thread did for an exchange.
+void MpiComm::add_exposed(double seconds) {
+  const std::scoped_lock lock(mutex_);
+  costs_.busy += seconds;
+  costs_.exposed += seconds;
 }
 
 Comm::Ticket MpiComm::enqueue(Job job) {
