@@ -205,7 +205,7 @@ void World::find_neighbours() {
   threads_ = std::max(1, static_cast<int>(std::floor(share + 1e-6)));
 }
 
-void World::join(Context& ctx, [[maybe_unused]] std::function<void()> poll) {
+void World::join(Context& ctx, std::function<void()> poll) {
   if (size() == 1) return;
   const bool on_gpu = ctx.where == Where::gpu;
   std::string device = on_gpu ? "GPU" : "CPU";
@@ -217,21 +217,9 @@ void World::join(Context& ctx, [[maybe_unused]] std::function<void()> poll) {
       throw RunError(
           fmt::format("rank {} is on a {} and rank {} on a {}, --device, give all ranks the same kind", r,
                       devices[r].substr(0, 3), rank(), device.substr(0, 3)));
-  if constexpr (kHaveNccl) {
-    std::sort(devices.begin(), devices.end());
-    const bool own = std::adjacent_find(devices.begin(), devices.end()) == devices.end();
-    if (on_gpu && own) {
-      const std::string id = gather(rank() == 0 ? nccl_unique_id() : "").front();
-      auto nccl = make_nccl_comm(ctx, id, rank(), size(), std::move(poll));
-      // MPI started this job and has to end it, after the communicator.
-      Comm* const comm = nccl.get();
-      ctx.comm = {comm, [nccl = std::move(nccl), mpi = mpi_](Comm*) mutable {
-                    nccl.reset();
-                    mpi.reset();
-                  }};
-      return;
-    }
-  }
+  std::sort(devices.begin(), devices.end());
+  const bool apart = std::adjacent_find(devices.begin(), devices.end()) == devices.end();
+  if (kHaveNccl && on_gpu && apart) return join_over_nccl(ctx, std::move(poll));
   if constexpr (kHaveMpi)
     if (mpi_) {
       ctx.comm = make_mpi_comm(ctx, mpi_, {.poll = std::move(poll)});
@@ -240,4 +228,17 @@ void World::join(Context& ctx, [[maybe_unused]] std::function<void()> poll) {
   throw no_way(
       launch_, on_gpu ? "ranks share a GPU, which NCCL refuses" : "CPU processes talk over MPI",
       on_gpu ? "start one rank per GPU, or more of them with mpirun" : "start them with mpirun -np N");
+}
+
+void World::join_over_nccl([[maybe_unused]] Context& ctx, [[maybe_unused]] std::function<void()> poll) {
+  if constexpr (kHaveNccl) {
+    const std::string id = gather(rank() == 0 ? nccl_unique_id() : "").front();
+    auto nccl = make_nccl_comm(ctx, id, rank(), size(), std::move(poll));
+    // MPI, where it started this job, has to end it, after the communicator.
+    Comm* const comm = nccl.get();
+    ctx.comm = {comm, [nccl = std::move(nccl), mpi = mpi_](Comm*) mutable {
+                  nccl.reset();
+                  mpi.reset();
+                }};
+  }
 }

@@ -65,6 +65,7 @@ class World {
 
  private:
   void find_neighbours();
+  void join_over_nccl(Context& ctx, std::function<void()> poll);
   Launch launch_;
   int local_size_ = 1, threads_ = 1;
   std::shared_ptr<MpiProcess> mpi_;

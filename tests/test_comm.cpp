@@ -287,6 +287,7 @@ TEST_P(Comms, CostsAreThoseOfTheFormula) {
   if (others == 0) return;
   EXPECT_GT(costs.busy, 0);
   EXPECT_GT(costs.exposed, 0);
+  EXPECT_GE(costs.hidden(), -1e-9);  // what is exposed is a part of what is busy
 }
 
 TEST_P(Comms, WhatCannotBeExchangedIsRefused) {

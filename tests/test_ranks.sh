@@ -8,8 +8,9 @@ tests=$build/tests/all
 command -v mpirun >/dev/null 2>&1 || { echo 'mpirun is not installed (openmpi-bin): no test with several processes'; exit 77; }
 grep -q '^1' "$build/backends" || { echo "$build was made without MPI: no test with several processes"; exit 77; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+log=$folder/log
 bad=0
 
 # ranks N FILTER [ARGUMENTS]: mpirun's status is 0 when that of every rank is.
@@ -21,7 +22,7 @@ ranks() {
 }
 failed() {
   echo "tests/test_ranks.sh: $1"
-  grep -v '\[ RUN  \|\[       OK\|\[---' "$log" | head -n 100
+  grep -v '\[ RUN  \|\[       OK\|\[---\|\[===\|:Running main\|:Note: \|>:$' "$log" | head -n 100
   bad=1
 }
 
@@ -33,10 +34,20 @@ done
 
 ranks 3 'Worlds.DISABLED_*' --gtest_also_run_disabled_tests || failed "ranks of mpirun that join: status $?"
 
-# Every rank that is left must see the failure and leave, and mpirun must end the one that hangs, and report it.
-for test in AWatchEndsTheWaitForARankThatHangs AnExceptionDropsWhatIsUnderWay RanksThatDoNotDoTheSameAreTold; do
-  ranks 2 "CommFailures.DISABLED_$test" --gtest_also_run_disabled_tests
-  status=$?
+# Every rank that is left must see the failure and leave, and mpirun must end the one that hangs, and report it. These
+# jobs mostly wait: at the same time.
+failures='AWatchEndsTheWaitForARankThatHangs AnExceptionDropsWhatIsUnderWay RanksThatDoNotDoTheSameAreTold'
+for test in $failures; do
+  (
+    log=$folder/$test
+    ranks 2 "CommFailures.DISABLED_$test" --gtest_also_run_disabled_tests
+    echo $? >"$log.status"
+  ) &
+done
+wait
+for test in $failures; do
+  log=$folder/$test
+  status=$(cat "$log.status")
   if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || grep -q '\[  FAILED' "$log" ||
     ! grep -q '\[  PASSED  \] 1 test' "$log"; then
     failed "$test: status $status"

@@ -1,14 +1,15 @@
 // The communicator: how the ranks of one job, each a process with a Context of its own, sum gradients and
 // hand out weights. Rank r of N = size(), 0 <= r < N.
 //
-//   sum             t <- sum over ranks of t, on all ranks                    every rank sends (N-1) |t|
-//   (small t) reduce_scatter  part <- sum over ranks of part, on its owner alone         (N-1)/N S all_gather
-//   part <- the owner's part, on all ranks                     (N-1)/N S broadcast       t <- the root's t
-//   the root sends (N-1) |t|
+//                     what happens                                      bytes that a rank sends
+//   sum               t <- sum over ranks of t, on all ranks            (N-1) |t|: for small t
+//   reduce_scatter    part <- sum over ranks of part, on its owner      the parts of the others: (N-1)/N S
+//   all_gather        part <- the owner's part, on all ranks            (N-1) times its own: (N-1)/N S
+//   broadcast         t <- the root's t, on all ranks                   the root (N-1) |t|
 //
-// S: bytes of all parts. A list of parts is one exchange, however many tensors it has; a part that no rank
-// but its owner needs (after a reduce_scatter) is left undefined elsewhere. Parts of one owner need not lie
-// next to each other: matrices are owned whole, wherever they are.
+// S: bytes of all parts, when all ranks own the same. A list of parts is one exchange, however many tensors
+// it has; a part that no rank but its owner needs (after a reduce_scatter) is left undefined elsewhere. Parts
+// of one owner need not lie next to each other: matrices are owned whole, wherever they are.
 //
 // Every rank makes the same calls with the same shapes in the same order. start_*() comes back at once; the
 // exchange happens behind all work enqueued on ctx so far, in the order of the calls, beside what is enqueued
@@ -70,7 +71,8 @@ class Comm {
   /// Work enqueued on ctx from now on comes after the exchange. Any order; a ticket twice does no harm. An
   /// exchange that cannot end because another rank failed is a RunError that says which rank.
   virtual void finish(Ticket ticket) { (void)ticket; }
-  /// False when finish() waits on the host, so that a step with exchanges cannot be a CUDA graph.
+  /// False when finish() waits on the host, so that a step with exchanges cannot be a CUDA graph. Else it can
+  /// when it finishes all that it starts, and nothing that was started before.
   virtual bool capturable() const { return true; }
 
   /// Sums numbers in host memory over all ranks, waiting: for what happens once in a while.

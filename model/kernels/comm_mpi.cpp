@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "model/kernels/host_pool.h"
@@ -57,8 +59,11 @@ class MpiComm final : public Comm {
   void deliver(const Staged& staged);
   Ticket enqueue(Job job);
   void wait(Ticket ticket);
+  void add_exposed(double seconds);
   void work();
   void idle();
+  /// Seconds so far, those of the exchange under way included. Under the lock.
+  double busy() const { return costs_.busy + (began_ ? seconds_since(*began_) : 0); }
 
   const Context& ctx_;
   const std::shared_ptr<MpiProcess> mpi_;
@@ -73,6 +78,7 @@ class MpiComm final : public Comm {
   std::deque<Job> jobs_;  // the front one is under way
   Ticket next_ = 0, done_ = 0;
   CommCosts costs_;
+  std::optional<Clock::time_point> began_;  // the exchange under way
   std::exception_ptr failure_;
   bool closing_ = false;
 
@@ -90,17 +96,19 @@ void MpiComm::work() {
       come_.wait(lock, [&] { return closing_ || !jobs_.empty(); });
       if (jobs_.empty()) return;
       const Job job = jobs_.front();
+      began_ = Clock::now();
       lock.unlock();
-      const auto start = Clock::now();
       carrier_.run(job.exchange, job.parts);
       lock.lock();
-      costs_.busy += seconds_since(start);
+      costs_.busy = busy();
+      began_.reset();
       jobs_.pop_front();
       ++done_;
       gone_.notify_all();
     }
   } catch (...) {
     if (!lock.owns_lock()) lock.lock();
+    began_.reset();
     failure_ = std::current_exception();
     gone_.notify_all();
   }
@@ -176,6 +184,7 @@ MpiComm::Staged MpiComm::stage([[maybe_unused]] Exchange exchange,
     for (Part& part : parts) {
       const Tensor there = part.tensor;
       const bool mine = part.owner == rank();
+      if (there.size() == 0) continue;
       part.tensor.data = next;
       if (exchange != Exchange::all_gather || mine)
         gpu::copy_out_async(*ctx_.device, gpu::Stream::compute, next, there.data, there.bytes());
@@ -184,9 +193,7 @@ MpiComm::Staged MpiComm::stage([[maybe_unused]] Exchange exchange,
       next += (there.bytes() + kAlign - 1) / kAlign * kAlign;
     }
     gpu::synchronize(*ctx_.device);
-    const std::scoped_lock lock(mutex_);
-    costs_.busy += seconds_since(start);
-    costs_.exposed += seconds_since(start);
+    add_exposed(seconds_since(start));
   }
   return staged;
 }
@@ -198,10 +205,15 @@ void MpiComm::deliver([[maybe_unused]] const Staged& staged) {
       gpu::copy_in_async(*ctx_.device, gpu::Stream::compute, there.data, here, there.bytes());
     gpu::synchronize(*ctx_.device);  // the block has another use next
     pool_.give_back(staged.block);
-    const std::scoped_lock lock(mutex_);
-    costs_.busy += seconds_since(start);
-    costs_.exposed += seconds_since(start);
+    add_exposed(seconds_since(start));
   }
+}
+
+/// Counts what the caller's thread did for an exchange.
+void MpiComm::add_exposed(double seconds) {
+  const std::scoped_lock lock(mutex_);
+  costs_.busy += seconds;
+  costs_.exposed += seconds;
 }
 
 Comm::Ticket MpiComm::enqueue(Job job) {
@@ -214,12 +226,12 @@ Comm::Ticket MpiComm::enqueue(Job job) {
 }
 
 void MpiComm::wait(Ticket ticket) {
-  const auto start = Clock::now();
   std::unique_lock lock(mutex_);
   if (ticket >= next_) throw std::logic_error("Comm::finish: no such exchange");
   if (done_ > ticket) return;
+  const double before = busy();
   gone_.wait(lock, [&] { return done_ > ticket || failure_; });
-  costs_.exposed += seconds_since(start);
+  costs_.exposed += busy() - before;
   if (done_ <= ticket) std::rethrow_exception(failure_);
 }
 
@@ -238,7 +250,9 @@ void MpiComm::sum(std::span<double> values) {
 
 CommCosts MpiComm::costs() const {
   const std::scoped_lock lock(mutex_);
-  return costs_;
+  CommCosts costs = costs_;
+  costs.busy = busy();
+  return costs;
 }
 }  // namespace
 
