@@ -41,7 +41,7 @@ MPI_SOURCES  := model/kernels/comm_mpi.cpp $(wildcard model/kernels/mpi_*.cpp)
 NCCL_SOURCES := $(wildcard model/kernels/*_nccl.cu)
 ABSENT       := $(if $(filter 0,$(HAVE_MPI)),$(MPI_SOURCES)) $(if $(filter 0,$(HAVE_NCCL)),$(NCCL_SOURCES))
 
-LIB_SOURCES  ?= $(wildcard *.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
+LIB_SOURCES  ?= $(wildcard *.cpp world/*.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
 TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))
 CUDA_SOURCES := $(wildcard model/kernels/*.cu optim/*.cu)
 present = $(filter-out $(ABSENT),$(1))

@@ -13,8 +13,8 @@
 #include "optim/optimizer.h"
 #include "optim/qk_clip.h"
 #include "options.h"
-#include "watch.h"
-#include "world.h"
+#include "world/watch.h"
+#include "world/world.h"
 
 /// Where weights are, from what the user gave: a checkpoint folder, a .safetensors file, or the newest
 /// checkpoint of a run's folder. RunError when there is nothing.

@@ -20,8 +20,8 @@
 #include "polar_tool.h"
 #include "setup.h"
 #include "training.h"
-#include "watch.h"
-#include "world.h"
+#include "world/watch.h"
+#include "world/world.h"
 
 namespace {
 constexpr const char* kNotEnoughMemory = "not enough memory, this machine, use a smaller model or batch";

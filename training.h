@@ -23,7 +23,7 @@
 #include "options.h"
 #include "run_log.h"
 #include "setup.h"
-#include "watch.h"
+#include "world/watch.h"
 
 struct Training {
   const TrainOptions& options;

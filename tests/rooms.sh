@@ -13,12 +13,13 @@ forbid() {
   fi
 }
 forbid 'kernels include nothing above them' \
-  '#include "(model/[a-z_]+\.|optim/|data/|options|setup|commands|run_log)' $(ls model/kernels/*)
+  '#include "(model/[a-z_]+\.|optim/|data/|world/|options|setup|commands|run_log)' $(ls model/kernels/*)
 forbid 'the model knows nothing of optimizers, data or the command line' \
-  '#include "(optim/|data/|options|setup|commands|run_log)' $(ls model/*.h model/*.cpp)
+  '#include "(optim/|data/|world/|options|setup|commands|run_log)' $(ls model/*.h model/*.cpp)
 forbid 'optimizers know nothing of data or the command line' \
-  '#include "(data/|options|setup|commands|run_log)' $(ls optim/*)
-forbid 'data knows nothing of models and optimizers' '#include "(model/[a-z_]+\.|optim/|options|setup|commands|run_log)' $(ls data/*.h data/*.cpp)
+  '#include "(data/|world/|options|setup|commands|run_log)' $(ls optim/*)
+forbid 'data knows nothing of models and optimizers' '#include "(model/[a-z_]+\.|optim/|world/|options|setup|commands|run_log)' $(ls data/*.h data/*.cpp)
+forbid 'the world knows processes, not what they train' '#include "(model/[a-z_]+\.|optim/|data/|options|setup|commands|run_log)' $(ls world/*)
 forbid 'only doors may pick the device' 'ON_DEVICE' $(ls model/*.h model/*.cpp optim/*.cpp data/*.cpp ./*.cpp)
 forbid 'kernel files use the portability headers: no PTX, no <<<>>>, no CUDA headers or libraries of their own' \
   'asm( volatile)?[ (]|<<<|cooperative_groups|#include <(cuda|cub|cooperative|nccl)' \

@@ -13,7 +13,7 @@
 #include "model/kernels/context.h"
 #include "random.h"
 #include "tests/rank_fixture.h"
-#include "world.h"
+#include "world/world.h"
 
 namespace {
 /// Something to exchange: every rank can say what every other one holds.

@@ -1,5 +1,5 @@
 // Jobs of several processes in which something goes wrong, and every line that they print about it.
-#include "watch.h"
+#include "world/watch.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>

@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "watch_judge.h"
+#include "world/watch_judge.h"
 
 namespace {
 /// A job of ranks that have joined at time 0, on hosts h0, h1, ..., as processes 100, 101, ...

@@ -17,8 +17,8 @@
 #include "error.h"
 #include "tests/temporary_folder.h"
 #include "tests/watch_job.h"
-#include "watch.h"
-#include "watch_socket.h"
+#include "world/watch.h"
+#include "world/watch_socket.h"
 
 namespace {
 TEST(WatchRanks, Alone) {

@@ -9,8 +9,8 @@
 #include <thread>
 
 #include "error.h"
-#include "rendezvous.h"
-#include "world.h"
+#include "world/rendezvous.h"
+#include "world/world.h"
 
 namespace {
 using Variables = std::map<std::string, std::string>;

@@ -20,8 +20,8 @@
 
 #include "error.h"
 #include "tests/temporary_folder.h"
-#include "watch.h"
-#include "watch_socket.h"
+#include "world/watch.h"
+#include "world/watch_socket.h"
 
 constexpr int kMost = 8;  // ranks
 

@@ -1,4 +1,4 @@
-#include "watch_member.h"
+#include "world/watch_member.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

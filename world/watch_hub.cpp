@@ -1,4 +1,4 @@
-#include "watch_hub.h"
+#include "world/watch_hub.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-#include "rendezvous.h"
+#include "world/rendezvous.h"
 
 #include <fmt/format.h>
 #include <netdb.h>

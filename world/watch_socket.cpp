@@ -1,4 +1,4 @@
-#include "watch_socket.h"
+#include "world/watch_socket.h"
 
 #include <fmt/format.h>
 #include <ifaddrs.h>

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "watch.h"
-#include "watch_judge.h"
-#include "watch_socket.h"
+#include "world/watch.h"
+#include "world/watch_judge.h"
+#include "world/watch_socket.h"
 
 class Member {
  public:

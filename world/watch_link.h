@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "watch_member.h"
+#include "world/watch_member.h"
 
 class Link {
  public:

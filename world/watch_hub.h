@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "watch_judge.h"
-#include "watch_member.h"
-#include "watch_socket.h"
+#include "world/watch_judge.h"
+#include "world/watch_member.h"
+#include "world/watch_socket.h"
 
 /// Where the other ranks come in.
 class Door {

@@ -1,4 +1,4 @@
-#include "watch_judge.h"
+#include "world/watch_judge.h"
 
 #include <fmt/format.h>
 

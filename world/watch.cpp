@@ -1,4 +1,4 @@
-#include "watch.h"
+#include "world/watch.h"
 
 #include <fmt/format.h>
 
@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "files.h"
-#include "watch_hub.h"
-#include "watch_link.h"
-#include "watch_member.h"
+#include "world/watch_hub.h"
+#include "world/watch_link.h"
+#include "world/watch_member.h"
 
 namespace {
 /// A thread that takes no signals: they belong to the main thread.

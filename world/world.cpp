@@ -1,4 +1,4 @@
-#include "world.h"
+#include "world/world.h"
 
 #include <fmt/format.h>
 #include <omp.h>
@@ -16,7 +16,7 @@
 #include "model/kernels/backends.h"
 #include "model/kernels/comm_mpi.h"
 #include "model/kernels/comm_nccl.h"
-#include "rendezvous.h"
+#include "world/rendezvous.h"
 
 namespace {
 /// The variables of one launcher.

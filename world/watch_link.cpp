@@ -1,4 +1,4 @@
-#include "watch_link.h"
+#include "world/watch_link.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "watch.h"
+#include "world/watch.h"
 
 /// What a rank says of itself about once a second; lengths of time, so that clocks need not agree.
 struct Beat {
