@@ -199,7 +199,7 @@ BACKENDS := $(HAVE_MPI) $(HAVE_NCCL) $(MPI_FLAGS)
 $(BUILD)/backends: FORCE
 	@mkdir -p $(@D)
 	@[ "$$(cat $@ 2>/dev/null)" = '$(BACKENDS)' ] || echo '$(BACKENDS)' >$@
-ASK_BACKENDS := $(call objects,$(shell grep -ls '"model/kernels/backends.h"' *.cpp model/kernels/*.cpp tests/*.cpp dev/harness/*.cpp))
+ASK_BACKENDS := $(call objects,$(shell grep -ls '"model/kernels/backends.h"' *.cpp world/*.cpp model/kernels/*.cpp tests/*.cpp dev/harness/*.cpp))
 $(ASK_BACKENDS): private OWN_FLAGS += -DHAVE_MPI=$(HAVE_MPI) -DHAVE_NCCL=$(HAVE_NCCL)
 $(ASK_BACKENDS) $(call objects,$(MPI_SOURCES)): $(BUILD)/backends
 $(call objects,$(MPI_SOURCES)): private OWN_FLAGS += $(MPI_FLAGS)

@@ -3,7 +3,7 @@
   python3 dev/plan/measure.py machine --program build/cpu/train_gpt --out cpu.json
   python3 dev/plan/measure.py compare --program build/cpu/train_gpt --machine cpu.json --model gpt2-small --ranks 1,2
 
-`machine` times products, copies and Newton-Schulz with train_gpt, and the links with links.cpp over MPI. `compare` trains a
+`machine` times products, copies and Newton-Schulz with train_gpt, and the links with mpi_links.cpp over MPI. `compare` trains a
 few steps on random tokens with every number of ranks, each with its part of the cores, and prints what log.jsonl says beside
 what the timeline predicts. An idle machine, please. Standard library only.
 """
@@ -105,7 +105,7 @@ def measure_machine(o):
         run = train(o, folder, 1, {"model": "gpt2-nano", "batch-size": 1, "seq-len": 16}, 1)[0]
         rate = newton_schulz_rate(o, folder)
         program = os.path.join(folder, "links")
-        call(["mpicxx", "-O2", "-std=c++20", os.path.join(HERE, "links.cpp"), "-o", program])
+        call(["mpicxx", "-O2", "-std=c++20", os.path.join(HERE, "mpi_links.cpp"), "-o", program])
         links = json.loads(call(mpirun(2) + [program]))
     with open("/proc/meminfo") as file:
         memory = int(file.readline().split()[1]) * 1024
