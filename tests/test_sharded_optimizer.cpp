@@ -1,4 +1,5 @@
 // The optimizer on several ranks: each keeps and moves what it owns, and together they make the steps of one.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "optim/telemetry.h"

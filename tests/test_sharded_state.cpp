@@ -75,14 +75,15 @@ TEST(ShardedState, ContinuesOnAnotherNumberOfRanks) {
     for (const auto& [before, after] : {std::pair{1, 3}, {3, 2}, {8, 1}, {2, 8}}) {
       const Trace first = together(options, before, 3)[0];
       expect_same(first, early, 1e-5);
-      const auto failures = on_ranks(after, [&, after = after](const std::shared_ptr<Comm>& comm) {
-        RankModel model(options, comm);
-        const float* from = first.weights.back().data();
-        for (Parameter& p : model.table) std::copy_n(from, p.size(), p.value.f32()), from += p.size();
-        take(model.optimizer.state(), first.state);
-        const Trace rest = run(model, 3, 6);
-        EXPECT_LE(difference(rest.weights.back(), want.weights.back()), 1e-5) << before << ", " << after;
-      });
+      const auto failures =
+          on_ranks(after, [&, before = before, after = after](const std::shared_ptr<Comm>& comm) {
+            RankModel model(options, comm);
+            const float* from = first.weights.back().data();
+            for (Parameter& p : model.table) std::copy_n(from, p.size(), p.value.f32()), from += p.size();
+            take(model.optimizer.state(), first.state);
+            const Trace rest = run(model, 3, 6);
+            EXPECT_LE(difference(rest.weights.back(), want.weights.back()), 1e-5) << before << ", " << after;
+          });
       for (const std::string& failure : failures) EXPECT_EQ(failure, "");
     }
   }
