@@ -20,10 +20,10 @@ std::string random_token() {
 }
 }  // namespace
 
-Door::Door() : endpoint_{own_addresses(), listener_.port()}, token_(random_token()) {}
+Door::Door() : endpoint{own_addresses(), listener.port()}, token(random_token()) {}
 
 std::string Door::invitation() const {
-  return json{{"endpoint", endpoint_}, {"token", token_}}.dump();
+  return json{{"endpoint", endpoint}, {"token", token}}.dump();
 }
 
 Hub::Hub(Member& member, const Door& door)
@@ -34,7 +34,7 @@ Hub::Hub(Member& member, const Door& door)
       woke_(clock_seconds()),
       next_beat_(woke_),
       judge_(member.ranks(), options_, woke_) {
-  guests_[0].endpoint = door.endpoint_;
+  guests_[0].endpoint = door.endpoint;
   judge_.joined({0, host_name(), getpid()}, woke_);
 }
 
@@ -50,7 +50,7 @@ void Hub::run() {
 
 void Hub::wait(double until) {
   std::vector<pollfd> descriptors = {{member_.mailbox().descriptor(), POLLIN, 0},
-                                     {door_.listener_.socket(), POLLIN, 0}};
+                                     {door_.listener.socket(), POLLIN, 0}};
   const auto add = [&](const Connection& connection) {
     if (connection.open()) descriptors.push_back({connection.socket(), connection.events(), 0});
   };
@@ -66,7 +66,7 @@ void Hub::wait(double until) {
 // -------------------------------------------------------------------------------------------------- who
 // comes
 void Hub::let_in() {
-  for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept())
+  for (Connection caller = door_.listener.accept(); caller.open(); caller = door_.listener.accept())
     if (strangers_.size() < guests_.size() + kStrangers)
       strangers_.push_back({std::move(caller), clock_seconds()});
   for (Stranger& stranger : strangers_) {
@@ -86,7 +86,7 @@ void Hub::let_in() {
 void Hub::seat(Stranger& stranger, const json& hello) {
   const int rank = hello.at("rank");
   const char* why = nullptr;
-  if (hello.at("say") != "hello" || hello.at("token") != door_.token_)
+  if (hello.at("say") != "hello" || hello.at("token") != door_.token)
     why = "it belongs to another job";
   else if (rank < 1 || rank >= member_.ranks())
     why = "the job has fewer ranks";
@@ -224,7 +224,7 @@ void Hub::end(const Verdict& verdict) {
     member_.mailbox().take();
     for (Guest& guest : guests_) guest.connection.receive();
     for (Stranger& stranger : strangers_) stranger.connection.receive();
-    for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept()) {
+    for (Connection caller = door_.listener.accept(); caller.open(); caller = door_.listener.accept()) {
       tell_end(caller);
       strangers_.push_back({std::move(caller), clock_seconds()});
     }

@@ -12,17 +12,14 @@
 #include "watch_socket.h"
 
 /// Where the other ranks come in.
-class Door {
- public:
+struct Door {
   Door();
   /// What they need: where rank 0 listens, and a word that strangers do not know.
   std::string invitation() const;
 
- private:
-  friend class Hub;
-  Listener listener_;
-  Endpoint endpoint_;
-  std::string token_;
+  const Listener listener;
+  const Endpoint endpoint;
+  const std::string token;
 };
 
 class Hub {
