@@ -40,6 +40,7 @@ class Hub {
   };
 
   void wait(double until);
+  void look_at_clock();
   void let_in();
   void seat(Stranger& stranger, const nlohmann::json& hello);
   void hear_all();
@@ -59,7 +60,7 @@ class Hub {
   const Door& door_;
   std::vector<Stranger> strangers_;
   std::vector<Guest> guests_;  // by rank; rank 0 has no connection
-  double woke_, next_beat_;
+  double now_, next_beat_;
   Judge judge_;
   bool all_here_ = false, abandoned_ = false;
   // Where to stop: asked once; the step after the furthest that anybody has started.
