@@ -13,6 +13,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "interrupt.h"
 #include "tests/temporary_folder.h"
 #include "tests/watch_job.h"
 
@@ -30,6 +31,25 @@ TEST(Watch, AJobThatGoesWellSaysNothing) {
   job.board().go = true;
   EXPECT_EQ(job.wait(), (std::vector<int>{0, 0, 0, 0}));
   EXPECT_EQ(job.err(), "");
+}
+
+TEST(Watch, ASignalToOneRankStopsAll) {
+  Job job(3, patient(), [](Watch& watch, int rank, Board& board) {
+    const InterruptGuard interrupt;
+    int64_t step = 0;
+    while (true) {
+      if (interrupt.requested()) watch.request_stop();
+      if (!watch.start_step(step)) break;
+      meet(watch, rank, 3, board, step);
+      ++step;
+    }
+    if (watch.stop_step() != step) throw std::logic_error("stopped elsewhere");
+  });
+  while (job.board().at[2] < 5) std::this_thread::yield();
+  job.signal(1, SIGTERM);
+  EXPECT_EQ(job.wait(), (std::vector<int>{0, 0, 0}));
+  EXPECT_EQ(job.err(), "");
+  for (size_t rank = 1; rank < 3; ++rank) EXPECT_EQ(job.board().at[rank], job.board().at[0]);
 }
 
 TEST(Watch, AKilledRankEndsTheJobWhateverTheOthersDo) {

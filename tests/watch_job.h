@@ -151,14 +151,19 @@ inline void wait_until(Watch& watch, const std::function<bool()>& condition) {
   }
 }
 
-/// Starts a step and waits for all to be in it, as an exchange of gradients would.
-inline void exchange(Watch& watch, int rank, int ranks, Board& board, int64_t step) {
-  if (!watch.start_step(step)) throw std::logic_error("nobody asked to stop");
+/// Waits for all to be in a step, as an exchange of gradients would.
+inline void meet(Watch& watch, int rank, int ranks, Board& board, int64_t step) {
   board.at[static_cast<size_t>(rank)] = step;
   wait_until(watch, [&] {
     return std::all_of(board.at.begin(), board.at.begin() + ranks,
                        [&](const auto& at) { return at >= step; });
   });
+}
+
+/// A step of a job that nobody asks to stop.
+inline void exchange(Watch& watch, int rank, int ranks, Board& board, int64_t step) {
+  if (!watch.start_step(step)) throw std::logic_error("nobody asked to stop");
+  meet(watch, rank, ranks, board, step);
 }
 
 /// A main thread that is blocked where nothing reaches it.

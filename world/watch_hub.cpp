@@ -20,10 +20,10 @@ std::string random_token() {
 }
 }  // namespace
 
-Door::Door() : endpoint_{own_addresses(), listener_.port()}, token_(random_token()) {}
+Door::Door() : endpoint{own_addresses(), listener.port()}, token(random_token()) {}
 
 std::string Door::invitation() const {
-  return json{{"endpoint", endpoint_}, {"token", token_}}.dump();
+  return json{{"endpoint", endpoint}, {"token", token}}.dump();
 }
 
 Hub::Hub(Member& member, const Door& door)
@@ -31,11 +31,11 @@ Hub::Hub(Member& member, const Door& door)
       options_(member.options()),
       door_(door),
       guests_(static_cast<size_t>(member.ranks())),
-      woke_(clock_seconds()),
-      next_beat_(woke_),
-      judge_(member.ranks(), options_, woke_) {
-  guests_[0].endpoint = door.endpoint_;
-  judge_.joined({0, host_name(), getpid()}, woke_);
+      now_(clock_seconds()),
+      next_beat_(now_),
+      judge_(member.ranks(), options_, now_) {
+  guests_[0].endpoint = door.endpoint;
+  judge_.joined({0, host_name(), getpid()}, now_);
 }
 
 void Hub::run() {
@@ -43,32 +43,36 @@ void Hub::run() {
     wait(next_beat_);
     let_in();
     hear_all();
-    if (clock_seconds() >= next_beat_) beat();
+    if (now_ >= next_beat_) beat();
     if (judge_.verdict()) end(*judge_.verdict());
   }
 }
 
 void Hub::wait(double until) {
   std::vector<pollfd> descriptors = {{member_.mailbox().descriptor(), POLLIN, 0},
-                                     {door_.listener_.socket(), POLLIN, 0}};
+                                     {door_.listener.socket(), POLLIN, 0}};
   const auto add = [&](const Connection& connection) {
     if (connection.open()) descriptors.push_back({connection.socket(), connection.events(), 0});
   };
   for (const Stranger& stranger : strangers_) add(stranger.connection);
   for (const Guest& guest : guests_) add(guest.connection);
   wait_for(descriptors, until - clock_seconds());
+  look_at_clock();
+}
+
+/// The time that the judge is given, and whether this process itself was stopped since the last look.
+void Hub::look_at_clock() {
   const double now = clock_seconds();
-  const double away = now - woke_ - options_.beat;  // this process itself was stopped
+  const double away = now - now_ - options_.beat;
   if (away > options_.silence / 2) judge_.was_stopped(away, now);
-  woke_ = now;
+  now_ = now;
 }
 
 // -------------------------------------------------------------------------------------------------- who
 // comes
 void Hub::let_in() {
-  for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept())
-    if (strangers_.size() < guests_.size() + kStrangers)
-      strangers_.push_back({std::move(caller), clock_seconds()});
+  for (Connection caller = door_.listener.accept(); caller.open(); caller = door_.listener.accept())
+    if (strangers_.size() < guests_.size() + kStrangers) strangers_.push_back({std::move(caller), now_});
   for (Stranger& stranger : strangers_) {
     const std::vector<json> messages = stranger.connection.receive();
     try {
@@ -76,7 +80,7 @@ void Hub::let_in() {
     } catch (const json::exception&) {
       stranger.connection.close();
     }
-    if (clock_seconds() - stranger.since > kHello) stranger.connection.close();
+    if (now_ - stranger.since > kHello) stranger.connection.close();
   }
   std::erase_if(strangers_, [](const Stranger& stranger) { return !stranger.connection.open(); });
   if (!all_here_ && judge_.all_joined()) all_are_here();
@@ -86,7 +90,7 @@ void Hub::let_in() {
 void Hub::seat(Stranger& stranger, const json& hello) {
   const int rank = hello.at("rank");
   const char* why = nullptr;
-  if (hello.at("say") != "hello" || hello.at("token") != door_.token_)
+  if (hello.at("say") != "hello" || hello.at("token") != door_.token)
     why = "it belongs to another job";
   else if (rank < 1 || rank >= member_.ranks())
     why = "the job has fewer ranks";
@@ -99,7 +103,7 @@ void Hub::seat(Stranger& stranger, const json& hello) {
   }
   Guest& guest = guests_[static_cast<size_t>(rank)];
   guest.endpoint = hello.at("endpoint");
-  judge_.joined({rank, hello.at("host"), hello.at("process")}, clock_seconds());
+  judge_.joined({rank, hello.at("host"), hello.at("process")}, now_);
   guest.connection = std::move(stranger.connection);
   guest.connection.trust();
 }
@@ -133,18 +137,18 @@ void Hub::hear_all() {
     }
     if (!connection.open()) closed.push_back(rank);
   }
+  look_at_clock();  // before anybody is blamed for a connection that closed
   if (!closed.empty()) {
-    judge_.beat(0, member_.report(), clock_seconds());  // so that the line names the step that the job is in
-    judge_.lost(closed, clock_seconds());
+    judge_.beat(0, member_.report(), now_);  // so that the line names the step that the job is in
+    judge_.lost(closed, now_);
   }
   for (const json& message : member_.mailbox().take()) hear(0, message);
 }
 
 void Hub::hear(int rank, const json& message) {
   const std::string word = message.at("say");
-  const double now = clock_seconds();
-  if (word == "beat") judge_.beat(rank, message.at("beat"), now);
-  if (word == "fail") judge_.failed(rank, message.at("message"), message.at("status"), now);
+  if (word == "beat") judge_.beat(rank, message.at("beat"), now_);
+  if (word == "fail") judge_.failed(rank, message.at("message"), message.at("status"), now_);
   if (word == "answer" && judge_.answered(rank, {message.at("step"), message.at("facts")}))
     tell_all({{"say", "agreed"}});
   if (word == "stop") ask_where_all_are();
@@ -154,11 +158,10 @@ void Hub::hear(int rank, const json& message) {
 }
 
 void Hub::beat() {
-  const double now = clock_seconds();
-  next_beat_ = now + options_.beat;
+  next_beat_ = now_ + options_.beat;
   const Beat own = member_.report();
-  judge_.beat(0, own, now);
-  judge_.tick(now);
+  judge_.beat(0, own, now_);
+  judge_.tick(now_);
   member_.set_paces(judge_.paces());
   for (int rank = 1; rank < member_.ranks(); ++rank) tell(rank, {{"say", "beat"}, {"beat", own}});
 }
@@ -224,9 +227,9 @@ void Hub::end(const Verdict& verdict) {
     member_.mailbox().take();
     for (Guest& guest : guests_) guest.connection.receive();
     for (Stranger& stranger : strangers_) stranger.connection.receive();
-    for (Connection caller = door_.listener_.accept(); caller.open(); caller = door_.listener_.accept()) {
+    for (Connection caller = door_.listener.accept(); caller.open(); caller = door_.listener.accept()) {
       tell_end(caller);
-      strangers_.push_back({std::move(caller), clock_seconds()});
+      strangers_.push_back({std::move(caller), now_});
     }
   }
   member_.end_process(verdict.status);

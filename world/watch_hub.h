@@ -12,17 +12,14 @@
 #include "world/watch_socket.h"
 
 /// Where the other ranks come in.
-class Door {
- public:
+struct Door {
   Door();
   /// What they need: where rank 0 listens, and a word that strangers do not know.
   std::string invitation() const;
 
- private:
-  friend class Hub;
-  Listener listener_;
-  Endpoint endpoint_;
-  std::string token_;
+  const Listener listener;
+  const Endpoint endpoint;
+  const std::string token;
 };
 
 class Hub {
@@ -43,6 +40,7 @@ class Hub {
   };
 
   void wait(double until);
+  void look_at_clock();
   void let_in();
   void seat(Stranger& stranger, const nlohmann::json& hello);
   void hear_all();
@@ -62,7 +60,7 @@ class Hub {
   const Door& door_;
   std::vector<Stranger> strangers_;
   std::vector<Guest> guests_;  // by rank; rank 0 has no connection
-  double woke_, next_beat_;
+  double now_, next_beat_;
   Judge judge_;
   bool all_here_ = false, abandoned_ = false;
   // Where to stop: asked once; the step after the furthest that anybody has started.
