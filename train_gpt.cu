@@ -56,9 +56,8 @@ RunState begin(const TrainOptions& options, const std::optional<std::string>& re
   return state;
 }
 
-/// From the first step to the last, or to where a signal stops all ranks.
-void run_steps(Training& run, int64_t saved) {
-  const InterruptGuard interrupt;
+/// From the first step to the last, or to where a signal to one of them stops all ranks.
+void run_steps(Training& run, const InterruptGuard& interrupt, int64_t saved) {
   // Steps that may be on their way while the next is enqueued.
   const size_t behind = run.model.context().where == Where::gpu ? 1 : 0;
   while (run.next_step() < run.options.steps) {
@@ -84,7 +83,7 @@ void run_steps(Training& run, int64_t saved) {
 }
 
 /// What a job of one or more processes does, each of them.
-int train(const TrainOptions& given, World& world, Watch& watch) {
+int train(const TrainOptions& given, World& world, Watch& watch, const InterruptGuard& interrupt) {
   Context ctx;
   use_device(ctx, given.machine, world, [&] { watch.check(); });
   Comm& comm = *ctx.comm;
@@ -140,7 +139,7 @@ int train(const TrainOptions& given, World& world, Watch& watch) {
                progress, watch,           state};
 
   if (!resume_from) run.validate();
-  run_steps(run, resume_from ? state.step : -1);
+  run_steps(run, interrupt, resume_from ? state.step : -1);
   if (run.state.step < options.steps) {
     if (first)
       fmt::print(
@@ -163,10 +162,11 @@ int train(const TrainOptions& given, World& world, Watch& watch) {
 /// The same, with what goes wrong on one rank told to all.
 int train(const TrainOptions& options) {
   World world(find_launch());
+  const InterruptGuard interrupt;  // a launcher that misses one rank sends signals to the others
   Watch watch(world.rank(), world.size(), [&](const std::string& text) { return world.gather(text).front(); },
               {.patience = options.patience});
   try {
-    return train(options, world, watch);
+    return train(options, world, watch, interrupt);
   } catch (const UsageError& error) {
     watch.fail(error.what(), 2);
     throw;

@@ -20,8 +20,8 @@ class ProgramRanks : public ProgramTest {
   }
   /// mpirun with N ranks, of one thread each.
   static Words ranks(int N) {
-    return {"mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none",
-            "-np",    std::to_string(N)};
+    return {"mpirun", "-q",  "--allow-run-as-root", "--oversubscribe", "--bind-to",
+            "none",   "-np", std::to_string(N)};
   }
   /// A run with 24 rows in each update, whatever the number of ranks.
   Words job(const std::string& out, const Words& more = {}) {
