@@ -8,6 +8,8 @@
 
 #include "error.h"
 #include "keyed.h"
+#include "model/kernels/cast.h"
+#include "model/kernels/head_max.h"
 #include "model/kernels/simd.h"
 
 namespace cpu {
@@ -69,9 +71,24 @@ QkClip::QkClip(Context& ctx, ParameterTable& table, const Tensor& max_logits, co
                        .tau = static_cast<float>(options.tau),
                        .alpha = static_cast<float>(options.alpha)});
     }
+  if (ctx.comm->alone()) return;
+  arena_.add(&of_ranks_, {ctx.comm->size(), max_logits.size(), 1});
+  arena_.allocate(ctx);
+}
+
+/// float32 holds them as they are: they were float32 where they came from (head_max.h).
+void QkClip::take_maxima_of_all_ranks() {
+  Comm& comm = *ctx_.comm;
+  const Tensor own = of_ranks_[comm.rank()], all = max_logits_.view({max_logits_.size()});
+  cast(ctx_, {.y = own.view({1, all.size()}), .x = all.view({1, all.size()})});
+  std::vector<Part> parts;
+  for (int rank = 0; rank < comm.size(); ++rank) parts.push_back({.tensor = of_ranks_[rank], .owner = rank});
+  comm.finish(comm.start_all_gather(parts));
+  head_max(ctx_, {.largest = all, .row_max = of_ranks_});
 }
 
 void QkClip::step(const Tensor& guard) {
+  if (of_ranks_) take_maxima_of_all_ranks();
   for (QkClipRows& row : rows_) row.guard = guard;
   qk_clip(ctx_, rows_);
   readback_.fetch(max_logits_);

@@ -24,6 +24,9 @@
 //                const int64_t ticket = clip.mark(); // after the launch of that graph
 //                ... clip.max_logit(ticket of the step before) ...
 //
+// With several ranks S is the largest over the rows of all of them: every rank clips with the same numbers
+// what its optimizer has moved, before the new weights travel (exchange.h).
+//
 // Deterministic. The maxima come from head_max (model/kernels/head_max.h), (L, NH) of them.
 #pragma once
 
@@ -99,8 +102,12 @@ class QkClip {
   double max_logit(int64_t ticket);
 
  private:
+  void take_maxima_of_all_ranks();
+
   Context& ctx_;
   Tensor max_logits_;
+  Arena arena_{"largest logits"};
+  Tensor of_ranks_;               // (N, L NH, 1) f32: the maxima of each rank; absent with one
   std::vector<QkClipRows> rows_;  // weight and bias of every layer
   Readback readback_;
 };

@@ -52,8 +52,8 @@ class ProgramTest : public testing::Test {
   }
   std::string path(const std::string& name) const { return folder_.path(name); }
 
-  /// Starts the program, behind the words of a launcher if there is one; output goes to files, so that nothing
-  /// blocks.
+  /// Starts the program, behind the words of a launcher if there is one; output goes to files, so that
+  /// nothing blocks.
   pid_t start(const Words& words, const Words& launcher = {}) {
     Words all = launcher;
     all.push_back(binary_);

@@ -255,7 +255,8 @@ void list() {
   fmt::print("{:20} {:12} {}\n", "operation", "sizes", "words");
   for (const OpHelp& help : known_operations())
     fmt::print("{:20} {:12} {}\n", help.op, help.sizes, help.words);
-  fmt::print("\nand f64: everything in float64, where an operation has that\n\nvariants beside the shipped one:\n");
+  fmt::print(
+      "\nand f64: everything in float64, where an operation has that\n\nvariants beside the shipped one:\n");
   for (const Variant& v : all_variants())
     fmt::print("{:20} {:12} {}\n", v.op, v.name, v.where == Where::gpu ? "cuda" : "cpu");
 }

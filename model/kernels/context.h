@@ -138,7 +138,7 @@ struct Context {
   std::shared_ptr<gpu::Device> device;  // null on the CPU
   Scratch scratch{*this};
   std::shared_ptr<Comm> comm = std::make_shared<Comm>();  // the other ranks; by default there are none
-  Profile* profile = nullptr;  // when set, every operation records its time there
+  Profile* profile = nullptr;                             // when set, every operation records its time there
   /// Waits until all enqueued work is done.
   void synchronize() {
     if constexpr (kHaveGpu)
