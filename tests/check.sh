@@ -48,13 +48,13 @@ repeats='*Trajectories*accum2Gpu:*Trajectories*clipGpu:*Trajectories*signsgdGpu:
 # Long runs of the same code as the tests of single rules and norms.
 long_runs='*MeasuredStepsHaveTheSameBits/Gpu:ShampooInModels.*:GpuOptimizer.NonFinite*:Escape.Resumes*:*ProgramNorms*:QkClipOnGpu*'
 check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/gtest.sh build/sim/tests/all \
-  --gtest_filter='Program.*-*Kill*'
+  --gtest_filter='Program.*:ProgramRanks.*-*Kill*'
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"
-# That the two devices agree is shown without sanitizers; resuming takes the same path here.
+# That the two devices agree is shown without sanitizers; resuming takes the same path here. MPI's own leaks would be found.
 check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
-  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*'
+  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*:ProgramRanks*'
 check 'build for the race check' racecheck_build
 check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 build/tsan/tests/all \
   --gtest_filter="$races-$too_large"

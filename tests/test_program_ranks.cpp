@@ -169,7 +169,10 @@ TEST_F(ProgramRanks, StepSizesOfTheWholeNetwork) {
     expect_success(run(job(one, cases[i])));
     expect_success(run(job(four, cases[i]), ranks(4)));
     expect_same_losses(one, four, 1e-6);
-    const auto left = log(one), right = log(four);
+    const auto left = log(one);
+    auto right = log(four);
+    std::erase_if(right,
+                  [](const json& line) { return line["type"] == "slow_rank"; });  // the machine's business
     ASSERT_EQ(left.size(), right.size());
     for (size_t k = 0; k < left.size(); ++k)
       for (const char* key : {"grad_norm", "eta", "max_logit", "predicted", "length"}) {
