@@ -40,10 +40,12 @@ void Training::enqueue_step() {
 /// on its way to the owners.
 void Training::gradients(const std::vector<TokenBatch>& micro) {
   const size_t count = micro.size();
-  for (size_t i = 0; i < count; ++i)
+  for (size_t i = 0; i < count; ++i) {
+    watch.pulse();
     model.enqueue_forward_backward(micro[i], {.grad_scale = 1.0 / static_cast<double>(count * comm.size()),
                                               .accumulate = i > 0,
                                               .last = i + 1 == count});
+  }
   exchange.finish_gradients();
 }
 

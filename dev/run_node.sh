@@ -19,4 +19,4 @@ root=
 [ "$(id -u)" -ne 0 ] || root=--allow-run-as-root
 # No binding: a rank has several threads, and finds its part of the cores by itself. Oversubscribing: OpenMPI counts cores, and
 # GPUs are what counts.
-run mpirun $root --oversubscribe --bind-to none -np "$ranks" "$program" train "$@"
+run mpirun -q $root --oversubscribe --bind-to none -np "$ranks" "$program" train "$@"

@@ -29,4 +29,4 @@ for name in $(env | sed -n 's/^\(PATH\|LD_LIBRARY_PATH\|NCCL_[A-Z0-9_]*\|OMP_[A-
   passed="$passed -x $name"
 done
 # shellcheck disable=SC2086  # lists of words
-run mpirun $root --hostfile "$hosts" -np "$ranks" --map-by slot --bind-to none $passed --wdir "$PWD" "$program" train "$@"
+run mpirun -q $root --hostfile "$hosts" -np "$ranks" --map-by slot --bind-to none $passed --wdir "$PWD" "$program" train "$@"

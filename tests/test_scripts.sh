@@ -39,10 +39,10 @@ root=
 
 # One node.
 expect 'one node' "$(dev/run_node.sh --dry-run 4 --train 'data/*.bin' --out "it's")" \
-  "mpirun ${root}--oversubscribe --bind-to none -np 4 $TRAIN_GPT train --train 'data/*.bin' --out 'it'\''s'"
+  "mpirun -q ${root}--oversubscribe --bind-to none -np 4 $TRAIN_GPT train --train 'data/*.bin' --out 'it'\''s'"
 dev/run_node.sh 2 --train 'data/*.bin' --seed 1 >"$work/out"
 expect 'one node, what mpirun gets' "$(tail -n 1 "$work/out" | sed 's/<--allow-run-as-root>//')" \
-  "<--oversubscribe><--bind-to><none><-np><2><$TRAIN_GPT><train><--train><data/*.bin><--seed><1>"
+  "<-q><--oversubscribe><--bind-to><none><-np><2><$TRAIN_GPT><train><--train><data/*.bin><--seed><1>"
 refused usage dev/run_node.sh
 refused 'number of ranks' dev/run_node.sh two --train x
 refused 'number of ranks' dev/run_node.sh 0 --train x
@@ -51,7 +51,7 @@ refused 'no program to start' env TRAIN_GPT="$work/none" dev/run_node.sh 2 --tra
 # Several nodes.
 printf '# two machines\nnode1 slots=8\nnode2 slots=4\n\n' >"$work/hosts"
 expect 'several nodes' "$(NCCL_ALGO=Ring dev/run_nodes.sh --dry-run "$work/hosts" --train x | sed "s| -x OMP_[A-Z_]*||g")" \
-  "mpirun ${root}--hostfile $work/hosts -np 12 --map-by slot --bind-to none -x NCCL_ALGO -x PATH --wdir $PWD $TRAIN_GPT train --train x"
+  "mpirun -q ${root}--hostfile $work/hosts -np 12 --map-by slot --bind-to none -x NCCL_ALGO -x PATH --wdir $PWD $TRAIN_GPT train --train x"
 printf 'node1 slots=8\nnode2\n' >"$work/wrong"
 refused "'node2'" dev/run_nodes.sh "$work/wrong" --train x
 refused 'names no machine' dev/run_nodes.sh /dev/null --train x

@@ -176,7 +176,8 @@ TEST(Watch, ARankThatHangsIsNamed) {
 const std::string kSilent =
     ", in step 0, look whether the process was stopped or the machine is gone; " + kContinue;
 
-TEST(Watch, AStoppedRankIsNamed) {
+/// Stops a rank until the others have given it up, and lets it find the end of the job in its mail.
+void expect_stopped_rank_is_named(int stopped) {
   WatchOptions options = patient();
   options.silence = 1;
   Job job(3, options, [](Watch& watch, int rank, Board& board) {
@@ -185,29 +186,20 @@ TEST(Watch, AStoppedRankIsNamed) {
     wait_until(watch, [] { return false; });
   });
   while (!job.board().go) std::this_thread::yield();
-  job.signal(1, SIGSTOP);
-  job.wait_for(0);
-  job.wait_for(2);
-  job.signal(1, SIGCONT);  // it finds the end of the job in its mail
+  job.signal(stopped, SIGSTOP);
+  for (const int rank : {0, 1, 2})
+    if (rank != stopped) job.wait_for(rank);
+  job.signal(stopped, SIGCONT);
   EXPECT_EQ(job.wait(), (std::vector<int>{1, 1, 1}));
-  expect_line(job.err(), job.who(1) + " has been silent for ", kSilent);
+  expect_line(job.err(), job.who(stopped) + " has been silent for ", kSilent);
+}
+
+TEST(Watch, AStoppedRankIsNamed) {
+  expect_stopped_rank_is_named(1);
 }
 
 TEST(Watch, RankZeroIsStopped) {
-  WatchOptions options = patient();
-  options.silence = 1;
-  Job job(3, options, [](Watch& watch, int rank, Board& board) {
-    exchange(watch, rank, 3, board, 0);
-    board.go = true;
-    wait_until(watch, [] { return false; });
-  });
-  while (!job.board().go) std::this_thread::yield();
-  job.signal(0, SIGSTOP);
-  job.wait_for(1);
-  job.wait_for(2);
-  job.signal(0, SIGCONT);  // the others have given it up, and have said so
-  EXPECT_EQ(job.wait(), (std::vector<int>{1, 1, 1}));
-  expect_line(job.err(), job.who(0) + " has been silent for ", kSilent);
+  expect_stopped_rank_is_named(0);
 }
 
 TEST(Watch, AJobThatIsStoppedAsAWholeGoesOn) {

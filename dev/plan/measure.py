@@ -195,7 +195,7 @@ def options(arguments):
     held.add_argument("--batch-size", type=int, default=8, help="most rows of a micro-batch")
     held.add_argument("--seq-len", type=int, default=256)
     held.add_argument("--steps", type=int, default=7, help="after three to warm up")
-    held.add_argument("--gathers", choices=("shape", "layer"), default="shape", help="see plan.py")
+    held.add_argument("--gathers", choices=("shape", "layer"), default="layer", help="see plan.py")
     held.add_argument("--json", metavar="FILE", help="write the table there, too")
     for command in (machine, held):
         command.add_argument("--program", default="build/cpu/train_gpt")

@@ -151,8 +151,8 @@ def options(arguments):
     parser.add_argument("--batch-size", type=int, help="most rows of a micro-batch (64, 32, 32, 16 by model)")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--gathers", choices=("shape", "layer"), default="shape",
-                        help="hidden weights travel per shape and layer as each is updated (shape), or per layer after all")
+    parser.add_argument("--gathers", choices=("shape", "layer"), default="layer",
+                        help="hidden weights travel per layer after all are updated (what train_gpt does), or per shape and layer")
     parser.add_argument("--formulas", action="store_true", help="what depends on no machine, as JSON")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true")

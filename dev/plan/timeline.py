@@ -4,9 +4,9 @@
   of layers l-1, l-2, ...; embeddings and all vectors follow, one exchange each
   all gradients at their owners -> one scalar all-reduce (norm, dual norms) -> updates: embeddings, vectors, then hidden
   matrices, all of one shape at once
-  one of these done on all owners -> all-gathers of what it moved start, layer after layer, and run beside later updates and
-  the next forward pass; the forward pass of a layer waits for those of its own matrices, that of the first for the rest.
-  With gathers="layer" the hidden matrices wait for each other, and a layer's travel as one
+  one of these done on all owners -> all-gathers of what it moved start and run beside later updates and the next forward pass;
+  the forward pass of a layer waits for that of its own matrices, that of the first for the rest, too. The hidden matrices wait
+  for each other, and a layer's travel as one; with gathers="shape" each shape's travel as soon as it is updated, layer by layer
 
 A wait of the computing lane is exposed communication. Nothing is fitted: what does not fit beside the arithmetic shows.
 Several steps are made, and the last one counts, so that gathers of one step hide behind the next.
@@ -29,7 +29,7 @@ class Job:
     T: int = 1024
     batch: int = 64
     dtype: str = "bf16"
-    gathers: str = "shape"  # one all-gather per shape and layer, or per "layer"
+    gathers: str = "layer"  # one all-gather per layer, or per "shape" and layer
 
     @property
     def bytes(self):
