@@ -76,7 +76,7 @@ help:
 	@echo 'make test       install what the tests need, build and run them (minutes)'
 	@echo 'make check      the slow checks: sanitizers, fuzzing, kill -9, format, lint'
 	@echo 'make anthology  every experiment on norms and rules, with tables and pictures (an hour on 2 cores)'
-	@echo 'make bench      time per phase, rule and operation against the floor of this machine'
+	@echo 'make bench      time per phase, rule and operation against the floor of this machine; two ranks of it'
 	@echo 'make gpu-check  everything that only a GPU can show: builds, tests, sanitizers, floors, PyTorch; writes a report'
 	@echo 'make deps       install everything that any target needs'
 	@echo 'make format     clang-format, in place;  make lint: clang-tidy'
@@ -110,9 +110,9 @@ check:
 
 bench:
 	@dev/install.sh $(RUN_PACKAGES) $(BENCH_PACKAGES)
-	@$(MAKE) -j$(JOBS) $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/harness
+	@$(MAKE) -j$(JOBS) $(BUILD)/train_gpt $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/dev/bench_ranks $(BUILD)/harness
 	@$(BUILD)/dev/bench $(BENCH)
-	@$(if $(BENCH),,$(BUILD)/dev/bench_rules && $(BUILD)/harness)
+	@$(if $(BENCH),,$(BUILD)/dev/bench_rules && $(BUILD)/harness && $(BUILD)/dev/bench_ranks && python3 dev/bench_ranks.py $(BUILD)/train_gpt)
 
 # Small models on the CPU, whatever the machine has; ANTHOLOGY=--quick makes everything tiny.
 anthology:
@@ -154,7 +154,7 @@ $(BUILD)/tests/all: $(call objects,$(TEST_SOURCES)) $(call objects,$(LIB_SOURCES
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/dev/bench $(BUILD)/dev/bench_rules: %: %.o $(call objects,$(LIB_SOURCES))
+$(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/dev/bench_ranks: %: %.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 HARNESS_SOURCES := $(wildcard dev/harness/*.cpp) $(if $(filter cpu,$(DEVICE)),,$(wildcard dev/harness/*.cu dev/lab/*.cu))

@@ -129,7 +129,11 @@ int train(const TrainOptions& given, World& world, Watch& watch, const Interrupt
   RunLog log = !first        ? RunLog::none()
                : resume_from ? RunLog::resume(options.out, state.step)
                              : RunLog::create(options.out);
-  if (!resume_from) log.write(run_line(options, model, rules, rates));
+  if (!resume_from) {
+    nlohmann::ordered_json line = run_line(options, model, rules, rates);
+    if (!comm.alone()) line["comm_bytes_formula"] = exchange.bytes_per_step();
+    log.write(line);
+  }
   Progress progress(state.step, options.steps, first);
   BatchReader batches(train_data, state.step, comm.rank() * options.rows_per_rank(), options.rows_per_rank());
   Training run{options,  tokenizer.get(), identity,

@@ -10,49 +10,18 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <chrono>
 #include <string>
 #include <vector>
 
+#include "dev/hidden_matrices.h"
 #include "model/flops.h"
-#include "optim/optimizer.h"
 #include "setup.h"
 
 namespace {
 constexpr int kSteps = 10;
 
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-struct RuleBench {
-  Context& ctx;
-  ParameterTable table;
-  Optimizer optimizer;
-
-  RuleBench(Context& ctx, const std::string& model, const std::string& rule)
-      : ctx(ctx),
-        table(parse_model(model)),
-        optimizer(ctx, only_hidden(table), {.rules = {{Role::hidden, rule}}}) {
-    table.allocate(ctx, /*with_gradients=*/true);
-    optimizer.allocate();
-    table.initialize(1);
-    fill_gradients();
-  }
-  static ParameterTable& only_hidden(ParameterTable& table) {
-    std::erase_if(table.rows(), [](const Parameter& p) { return p.role != Role::hidden; });
-    return table;
-  }
-  /// Any numbers of full rank do: the initial weights.
-  void fill_gradients() {
-    for (const Parameter& p : table) {
-      const OnHost from(ctx, p.value);
-      OnHost to(ctx, p.grad, /*load=*/false);
-      std::copy_n(from->f32(), p.size(), to->f32());
-      to.store();
-    }
-  }
+struct RuleBench : HiddenMatrices {
+  using HiddenMatrices::HiddenMatrices;
   int64_t bytes() const {
     int64_t state = 0;
     for (const RowInfo& row : optimizer.describe()) state += row.state_bytes;
@@ -69,21 +38,11 @@ struct RuleBench {
       if (row.op.find("matmul") != std::string::npos) sum += row.work.flops;
     return sum / kSteps;
   }
-  double seconds() {
-    ctx.synchronize();
-    const double start = seconds_now();
-    for (int64_t t = 0; t < kSteps; ++t) {
-      optimizer.step(kSteps + t, 0);
-      optimizer.report();
-    }
-    ctx.synchronize();
-    return (seconds_now() - start) / kSteps;
-  }
 };
 
 void bench(Context& ctx, const std::string& model, const std::vector<std::string>& rules) {
   ParameterTable table(parse_model(model));
-  RuleBench::only_hidden(table);
+  HiddenMatrices::only_hidden(table);
   fmt::print("hidden matrices of {}, {:.1f}M parameters, {}; mean of {} steps\n", model,
              static_cast<double>(table.size()) / 1e6, describe_device(ctx), kSteps);
   fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>9} {:>6} {:>9} {:>8}\n", "rule", "ms", "GFLOP", "MB", "floor ms",
@@ -92,7 +51,7 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
     RuleBench run(ctx, model, rule);
     const double flops = run.flops();
     const MachineRates rates = measure_rates(ctx);
-    const double seconds = run.seconds(), bytes = static_cast<double>(run.bytes());
+    const double seconds = run.seconds(kSteps, kSteps), bytes = static_cast<double>(run.bytes());
     const double floor = flops / rates.flops + bytes / rates.bytes;
     fmt::print("  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>9.0f} {:>8.1f}\n", rule,
                1e3 * seconds, flops / 1e9, bytes / 1e6, 1e3 * floor, seconds / floor, rates.flops / 1e9,

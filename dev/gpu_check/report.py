@@ -37,6 +37,8 @@ def stages_section(record):
         if name == "parity" and figures:
             note = (f"largest difference {figures['largest_difference_fp32']:.5f} fp32, "
                     f"{figures['largest_difference_bf16']:.5f} bf16")
+        if name == "ranks" and "bf16" in figures:
+            note = f"losses of 2 and 3 ranks differ by {figures['fp32']['far']:.1e} fp32, {figures['bf16']['far']:.1e} bf16"
         rows.append([name, outcome["status"], number(outcome["seconds"]), note.replace("|", "/").replace("\n", " ")])
     return table(["stage", "result", "seconds", "note"], rows)
 

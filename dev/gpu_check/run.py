@@ -20,6 +20,7 @@ import sys
 import tarfile
 import time
 
+import ranks as several
 import report
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -398,8 +399,32 @@ def parity(tools):
     return figures
 
 
+def ranks(tools):
+    """NCCL with one rank; one, two and three ranks that share the GPU over MPI: the same losses."""
+    figures = {"nccl": gtest(tools, "*Comm*")} if not tools.o.self_test else {}
+    mpirun = several.find_mpirun(tools.build)
+    if not mpirun:
+        raise Skipped("there is no mpirun here, and none was carried")
+    shards = text_shards(tools)
+    sizes = tools.size({"rows": 24, "T": 128, "steps": 30}, {"rows": 6, "T": 8, "steps": 2})
+
+    for dtype, allowed in (("fp32", 1e-5), ("bf16", 5e-3)):
+        def run(count, options):
+            folder = os.path.join(tools.work, f"ranks-{dtype}-{count}")
+            tools.run([*several.command(mpirun, count), tools.program("train_gpt"), "train", "--train", shards, "--val", shards,
+                       "--out", folder, "--model", tools.size("gpt2-micro", "gpt2-nano:layers=1,channels=16,heads=1"), "--device", "cuda",
+                       "--dtype", dtype, "--val-tokens", str(sizes["T"]), *options], name=f"{dtype}-{count}")
+            return read_log(folder)
+
+        figures[dtype] = {"losses": several.curves(run, sizes), "allowed": allowed}
+        figures[dtype]["far"] = several.far(figures[dtype]["losses"])
+        if not figures[dtype]["far"] <= allowed:
+            raise Failed(f"{dtype} losses of several ranks differ by {figures[dtype]['far']:.1e} from those of one", figures)
+    return figures
+
+
 # Seconds are what each may take; the sum may pass the limit, because most need far less.
-STAGES = [(machine, 15), (build, 240), (gpu_tests, 120), (parity, 60), (memcheck, 45), (racecheck, 45), (train, 60),
+STAGES = [(machine, 15), (build, 240), (gpu_tests, 120), (parity, 60), (ranks, 60), (memcheck, 45), (racecheck, 45), (train, 60),
           (phases, 45), (gemm, 60), (ops_bf16, 90), (pytorch, 150), (ops_fp32, 60), (all_tests, 120)]
 
 
