@@ -26,11 +26,7 @@ std::string find_weights(const std::string& path) {
 }
 
 void use_device(Context& ctx, const MachineOptions& options) {
-  const Launch launch = find_launch();
-  if (launch.size > 1)
-    throw UsageError(fmt::format("only train runs as several processes, {}={}, start one",
-                                 launch.size_variable(), launch.size));
-  World world(launch);
+  World world{Launch{}};
   use_device(ctx, options, world);
 }
 

@@ -24,7 +24,7 @@ std::string find_weights(const std::string& path);
 /// there are enough, its part of the cores. Then joins the other ranks; `poll` is that of World::join.
 /// UsageError when this binary or machine cannot.
 void use_device(Context& ctx, const MachineOptions& options, World& world, std::function<void()> poll = {});
-/// For commands that run as a single process: UsageError when a launcher started several.
+/// For commands that run as a single process.
 void use_device(Context& ctx, const MachineOptions& options);
 /// "cpu, 2 threads, fp32" or "NVIDIA H200, bf16".
 std::string describe_device(const Context& ctx);

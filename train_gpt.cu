@@ -6,6 +6,7 @@
 // This file is the whole program at a glance. Plain C++: it also compiles without CUDA.
 #include <fmt/format.h>
 
+#include <functional>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -163,14 +164,14 @@ int train(const TrainOptions& given, World& world, Watch& watch, const Interrupt
   return 0;
 }
 
-/// The same, with what goes wrong on one rank told to all.
-int train(const TrainOptions& options) {
+/// One rank's part of a job: what goes wrong on a rank is told to all, and one of them says it.
+int as_rank(double patience, const std::function<int(World&, Watch&, const InterruptGuard&)>& part) {
   World world(find_launch());
   const InterruptGuard interrupt;  // a launcher that misses one rank sends signals to the others
   Watch watch(world.rank(), world.size(), [&](const std::string& text) { return world.gather(text).front(); },
-              {.patience = options.patience});
+              {.patience = patience});
   try {
-    return train(options, world, watch, interrupt);
+    return part(world, watch, interrupt);
   } catch (const UsageError& error) {
     watch.fail(error.what(), 2);
     throw;
@@ -183,6 +184,24 @@ int train(const TrainOptions& options) {
   }
 }
 
+/// The options, or what is wrong with them: several ranks find the same, and one line is enough.
+Options read_options(const std::vector<std::string>& arguments) {
+  const Launch launch = find_launch();
+  try {
+    Options options = parse_options(arguments);
+    if (launch.size > 1 && options.command != Command::train && options.command != Command::none)
+      throw UsageError(fmt::format("only train runs as several processes, {}={}, start one",
+                                   launch.size_variable(), launch.size));
+    return options;
+  } catch (const UsageError& error) {
+    if (launch.size == 1) throw;
+    const std::string what = error.what();
+    as_rank(WatchOptions().patience,
+            [&](World&, Watch&, const InterruptGuard&) -> int { throw UsageError(what); });
+    throw;
+  }
+}
+
 int run_command(const Options& options) {
   switch (options.command) {
     case Command::none:
@@ -190,7 +209,10 @@ int run_command(const Options& options) {
     case Command::prepare:
       return run_prepare(options.prepare);
     case Command::train:
-      return train(options.train);
+      return as_rank(options.train.patience,
+                     [&](World& world, Watch& watch, const InterruptGuard& interrupt) {
+                       return train(options.train, world, watch, interrupt);
+                     });
     case Command::generate:
       return run_generate(options.generate);
     case Command::evaluate:
@@ -211,7 +233,7 @@ int main(int argc, char** argv) {
     return status;
   };
   try {
-    return run_command(parse_options({argv + 1, argv + argc}));
+    return run_command(read_options({argv + 1, argv + argc}));
   } catch (const UsageError& error) {
     return fail(error.what(), 2);
   } catch (const std::bad_alloc&) {

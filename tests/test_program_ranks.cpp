@@ -260,6 +260,19 @@ TEST_F(ProgramRanks, RanksThatDifferDoNotTrain) {
   refused(other, "rank 1 has");
 }
 
+TEST_F(ProgramRanks, BadUsageIsOneLineOfAllRanks) {
+  prepare();
+  for (const auto& [words, what] : {std::pair<Words, const char*>{job("run", {"--steps", "many"}), "--steps"},
+                                    {job("run", {"--hidden", "moon"}), "moon"},
+                                    {{"evaluate", "--model", path("run"), "--data", path("data/val_*.bin")},
+                                     "only train runs as several processes"},
+                                    {job("run", {"--train", path("nothing_*.bin")}), "nothing_*.bin"}}) {
+    const Result result = run(words, ranks(3));
+    EXPECT_NE(result.status, 0);
+    expect_one_line(result, what);
+  }
+}
+
 TEST_F(ProgramRanksOnGpu, TrainAsOneDoes) {
   prepare();
   for (const char* dtype : {"fp32", "bf16"}) {
