@@ -174,13 +174,15 @@ const std::vector<Maker>& makers() {
       {{"mean", "n", "accumulate"}, [](Sizes& s, V) { return mean_case(s["n"], s.word("accumulate")); }},
       {{"smooth", "count,n", "mean nesterov half_u half_g into sgd lion sign"},
        [](Sizes& s, V) {
+         const bool sgd = s.word("sgd"), sign = s.word("sign"), lion = s.word("lion"),
+                    nesterov = s.word("nesterov");
          if (s.word("into"))
            return smooth_into_case(s["count"], s["n"],
-                                   s.word("lion")       ? SmoothRule::lion
-                                   : s.word("sign")     ? SmoothRule::sign
-                                   : s.word("nesterov") ? SmoothRule::nesterov
-                                                        : SmoothRule::sgd);
-         const bool nesterov = s.word("nesterov"), remember = s.word("mean") || nesterov;
+                                   sgd    ? SmoothRule::sgd
+                                   : sign ? SmoothRule::sign
+                                   : lion ? SmoothRule::lion
+                                          : SmoothRule::nesterov);
+         const bool remember = s.word("mean") || nesterov;
          const HalfSmooth half = s.word("half_u")   ? HalfSmooth::u
                                  : s.word("half_g") ? HalfSmooth::g
                                                     : HalfSmooth::none;
