@@ -23,12 +23,11 @@ struct TrainOptions {
   std::string model = "gpt2-mini";  // preset[:key=value,...]
   std::string init;                 // checkpoint folder or .safetensors to start from
   bool resume = false;
-  int64_t batch_size = 8;  // rows of one micro-batch
-  int64_t seq_len = 256;   // tokens of one row
-  int64_t grad_accum = 1;  // micro-batches per step, on each rank
-  int64_t global_batch =
-      0;          // rows of one update over all ranks and micro-batches; 0: what the two above give
-  int ranks = 1;  // processes of the job; not an option: setup.h, share_batch()
+  int64_t batch_size = 8;    // rows of one micro-batch
+  int64_t seq_len = 256;     // tokens of one row
+  int64_t grad_accum = 1;    // micro-batches per step, on each rank
+  int64_t global_batch = 0;  // rows of one update over all ranks; 0: what the two above give
+  int ranks = 1;             // processes of the job: share_batch() in setup.h. An option of `info` alone
   int64_t steps = 1000;
   uint64_t seed = 1337;
   bool shuffle = false;          // read the T-token chunks of the data in a seeded random order

@@ -220,6 +220,13 @@ Watch::Facts job_facts(const TrainOptions& options) {
   const nlohmann::json all = to_json(options);
   for (const auto& [key, value] : all.items())
     if (key != "threads") facts.emplace_back(key, value.dump());
+  // What all ranks do together, and so must do at the same steps.
+  for (const auto& [name, every] : {std::pair{"checkpoint_every", options.checkpoint_every},
+                                    {"sample_every", options.sample_every},
+                                    {"norms_every", options.norms_every},
+                                    {"verify_every", options.verify_every},
+                                    {"resume", int64_t{options.resume}}})
+    facts.emplace_back(name, std::to_string(every));
   return facts;
 }
 

@@ -250,6 +250,7 @@ TEST_F(ProgramRanks, RanksThatDifferDoNotTrain) {
   };
   refused(job("run", {"--seed", "7"}), "rank 1 has seed 7 and rank 0 has 1337");
   refused(job("run", {"--hidden", "muon:lr=0.5"}), "rank 1 has");
+  refused(job("run", {"--checkpoint-every", "2"}), "rank 1 has checkpoint_every 2 and rank 0 has 0");
   fs::copy(path("data"), path("other"));
   std::fstream shard(path("other/val_000000.bin"), std::ios::in | std::ios::out | std::ios::binary);
   shard.seekp(1024 + 20);
@@ -280,6 +281,6 @@ TEST_F(ProgramRanksOnGpu, TrainAsOneDoes) {
     const std::string one = std::string("one-") + dtype, three = std::string("three-") + dtype;
     expect_success(run(job(one, more)));
     expect_success(run(job(three, more), ranks(3)));
-    expect_same_losses(one, three, dtype == std::string("fp32") ? 1e-6 : 2e-3);
+    expect_same_losses(one, three, dtype == std::string("fp32") ? 1e-6 : 1e-4);
   }
 }
