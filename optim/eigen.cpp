@@ -63,6 +63,7 @@ void symmetric_eigen(Context& ctx, const SymmetricEigen& args) {
   expect_shape(args.a, {n, n}, "symmetric_eigen: a");
   expect_shape(args.vectors, {n, n}, "symmetric_eigen: vectors");
   expect_shape(args.values, {n}, "symmetric_eigen: values");
+  const OpTimer timer(ctx, "symmetric_eigen", work(args));
   OnHost values(ctx, args.values, /*load=*/false), vectors(ctx, args.vectors, /*load=*/false);
   HostMemory memory(ctx);
   const HostEigen eigen = host_eigen(memory, *OnHost(ctx, args.a));
@@ -84,6 +85,7 @@ void qr(Context& ctx, const Qr& args) {
   const int64_t M = args.x.shape[0], R = args.x.shape[1];
   expect(args.x.shape.rank() == 2 && M >= R, "qr: x must have at least as many rows as columns");
   expect_shape(args.q, args.x.shape, "qr: q");
+  const OpTimer timer(ctx, "qr", work(args));
   const int m = static_cast<int>(M), r = static_cast<int>(R), lwork = lq_work(r, m);
   OnHost q(ctx, args.q, /*load=*/false);
   HostMemory memory(ctx);

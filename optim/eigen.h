@@ -15,6 +15,10 @@
 // decide; for X = 0, Q is the first r columns of the identity.
 //
 // A NaN or infinity anywhere makes every result NaN. Deterministic.
+//
+// FLOPs, for profiles (Golub & Van Loan, "Matrix Computations", chapters 5 and 8): eigenvalues and
+// eigenvectors 4 2/3 n^3, of which 4/3 make the matrix tridiagonal, 4/3 are the most that divide and conquer
+// takes, and 2 take the vectors back; qr 4 r^2 (m - r / 3), half of it for R and half for Q.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -32,6 +36,18 @@ struct Qr {
   Tensor x;  // (m, r), m >= r
 };
 void qr(Context& ctx, const Qr& args);
+
+inline double eigen_flops(int64_t n) {
+  const auto side = static_cast<double>(n);
+  return 14.0 / 3 * side * side * side;
+}
+inline Work work(const SymmetricEigen& args) {
+  return {.flops = eigen_flops(args.a.shape[0])};
+}
+inline Work work(const Qr& args) {
+  const auto m = static_cast<double>(args.x.shape[0]), r = static_cast<double>(args.x.shape[1]);
+  return {.flops = 4 * r * r * (m - r / 3)};
+}
 
 /// Scratch of one call; none on a GPU.
 int64_t symmetric_eigen_scratch_bytes(const Context& ctx, int64_t n);

@@ -7,11 +7,15 @@
 
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
-#include "model/kernels/simd.h"
 #include "optim/at_once.h"
 #include "optim/eigen.h"
 #include "optim/power.h"
 #include "optim/update.h"
+
+// Fortran: every argument by address, matrices by columns, the length of character strings last.
+extern "C" void dsyrk_(const char* triangle, const char* transpose, const int* n, const int* k,
+                       const double* alpha, const double* a, const int* lda, const double* beta, double* c,
+                       const int* ldc, size_t triangle_length, size_t transpose_length);
 
 namespace {
 constexpr int kMatrices = 4;     // of scratch per matrix of the batch, by newton
@@ -42,30 +46,24 @@ double power_of_value(const InverseRoot& args, double v, std::span<const double>
 }
 
 /// One matrix, in host memory: X = B^T B, where row k of B is eigenvector k times the root of its value's
-/// power; a sum of squares, so that X is exactly symmetric.
+/// power; a sum of squares of which BLAS makes one triangle, so that X is exactly symmetric. Our rows are the
+/// columns of BLAS.
 void by_eigen(Context& ctx, const InverseRoot& args, const Tensor& x, const Tensor& a) {
+  const int64_t N = a.shape[0];
+  const int n = static_cast<int>(N);
+  const OpTimer timer(ctx, "inverse_root_eigen", Work{.flops = eigen_flops(n) + std::pow(n, 3)});
   HostMemory memory(ctx);
-  const int64_t n = a.shape[0];
-  double* out = memory.doubles(n * n);
+  double* out = memory.doubles(N * N);
   const HostEigen eigen = host_eigen(memory, a);
   if (!eigen.finite) return store_nan(x);
   const std::span<const double> values(eigen.values, static_cast<size_t>(n));
-  for (int64_t k = 0; k < n; ++k) {
+  for (int64_t k = 0; k < N; ++k) {
     const double root = std::sqrt(power_of_value(args, eigen.values[k], values));
-    for (int64_t j = 0; j < n; ++j) eigen.vectors[k * n + j] *= root;
+    for (int64_t j = 0; j < N; ++j) eigen.vectors[k * N + j] *= root;
   }
-  parallel_for(ctx, n, 1, [&](int64_t begin, int64_t end, int) {
-    std::fill(out + begin * n, out + end * n, 0.0);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t k = 0; k < n; ++k) {
-        const double* b = eigen.vectors + k * n;
-        const double c = b[i];
-        double* row = out + i * n;
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) row[j] += c * b[j];
-      }
-  });
-  store_doubles(x, [&](int64_t i) { return out[i]; });
+  const double one = 1, zero = 0;
+  dsyrk_("L", "N", &n, &n, &one, eigen.vectors, &n, &zero, out, &n, 1, 1);
+  store_doubles(x, [&](int64_t i) { return out[std::min(i / N, i % N) * N + std::max(i / N, i % N)]; });
 }
 
 /// A part of a batch under coupled Newton. X is kept without the factor z^(1/p), so that it starts as I.

@@ -17,9 +17,9 @@
 // Two remarks on gradients that lack rank. Directions that no gradient so far has had belong to eigenvalue 0,
 // and which basis of them is used is rounding's choice (with fewer rows than columns that is so for the first
 // steps, on the right). Where a gradient has nothing in its basis but rounding, about 1e-7 |G| in f32, eps is
-// what keeps that small: it should lie above. The entries of G' / sqrt(v) have size about 1 whatever happens,
-// so u stays bounded. Gradients below 1e-20 have no squares in f32 and
-// leave the bases as they are; those beyond 1e18 enter L and R at that size.
+// what keeps that small: it should lie above. Below it, u has anything there: m' and G' round differently,
+// and where G' happens to be 0, m' / sqrt(v) is a rounding error over eps. Gradients below 1e-20 have no
+// squares in f32 and leave the bases as they are; those beyond 1e18 enter L and R at that size.
 //
 // v and the bases are in the coordinates of the bases; m is in those of the weight. Bases are computed on the
 // host in float64 (eigen.h), so that a GPU waits at those steps. Asked for a dual norm it reports <m, u>,
@@ -43,7 +43,7 @@ class Soap final : public Rule {
       : Rule(keys, 0.0018),
         beta1_(keys.number("beta1", 0.95, 0, 0.999999)),
         beta2_(keys.number("beta2", 0.95, 0, 0.999999)),
-        eps_(keys.number("eps", 1e-8, 0, 1)),
+        eps_(keys.number("eps", 1e-8, 0, 1e6)),  // above 1e-7 |G|
         beta_(keys.number("beta", 0.95, 0, 0.999999)),
         freq_(keys.integer("freq", 10, 1, 1000000)),
         both_(keys.choice("sides", "both", kSidesNames) == "both"),
