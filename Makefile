@@ -61,7 +61,7 @@ LDLIBS   += -L$(CUDA_HOME)/lib64 -lcudart -lcublasLt $(if $(filter 1,$(HAVE_NCCL
 endif
 
 # ------------------------------------------------------------------------------------------------------- packages
-RUN_PACKAGES   := g++ libdnnl-dev liblapack-dev libopenblas0-serial libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox bible-kjv
+RUN_PACKAGES   := g++ libdnnl-dev liblapack-dev libopenblas0-openmp libcli11-dev libfmt-dev nlohmann-json3-dev gnuplot-nox bible-kjv
 TEST_PACKAGES  := libgtest-dev libopenmpi-dev openmpi-bin
 BENCH_PACKAGES := libbenchmark-dev
 CHECK_PACKAGES := clang-format clang-tidy $(BENCH_PACKAGES)

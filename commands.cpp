@@ -221,7 +221,8 @@ RunError not_finite(const ParameterTable& parameters, int64_t step, const std::s
   };
   std::string first = "all weights and gradients are finite";
   for (const Parameter& p : parameters) {
-    const bool weight_ok = finite(p.value);
+    const bool weight_ok =
+        std::ranges::all_of(p.masters, [&](const MasterRows& m) { return finite(m.values); });
     if (weight_ok && finite(p.grad)) continue;
     first = fmt::format("first in the {} {}", weight_ok ? "gradient of" : "weight", p.name);
     break;

@@ -13,9 +13,10 @@ double mebibytes(int64_t bytes) {
 }
 
 /// What a run takes, line by line, before anything is allocated.
-std::vector<MemoryLine> memory_plan(const Gpt& model, const Optimizer& optimizer,
-                                    const Telemetry& telemetry) {
+std::vector<MemoryLine> memory_plan(const Gpt& model, const ParameterTable& parameters,
+                                    const Optimizer& optimizer, const Telemetry& telemetry) {
   std::vector<MemoryLine> plan = model.memory_plan();
+  plan.front().bytes = parameters.master_bytes(model.context());  // as ranks share them
   plan.back().bytes = std::max(
       {plan.back().bytes, optimizer.scratch_bytes(), telemetry.scratch_bytes()});  // scratch is shared
   plan.push_back({"optimizer state", optimizer.state_bytes()});
@@ -35,7 +36,7 @@ int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, const Teleme
   const auto fits = [&](int64_t B) {
     return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true,
                                  /*micro_batches=*/1, model.watches_logits()),
-                             optimizer, telemetry)) <= memory;
+                             model.parameters(), optimizer, telemetry)) <= memory;
   };
   int64_t good = 0, bad = 1;
   while (bad < int64_t{1} << 20 && fits(bad)) good = bad, bad *= 2;
@@ -49,7 +50,7 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   const ModelConfig& c = model.config();
   const Context& ctx = model.context();
   const int64_t memory = usable_memory(ctx);
-  const std::vector<MemoryLine> plan = memory_plan(model, optimizer, telemetry);
+  const std::vector<MemoryLine> plan = memory_plan(model, model.parameters(), optimizer, telemetry);
   const int64_t largest = largest_batch(model, optimizer, telemetry, options.seq_len, memory);
   std::string lines;
   for (const MemoryLine& line : plan) lines += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
@@ -74,7 +75,7 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
 void expect_memory(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer,
                    const Telemetry& telemetry) {
   const int64_t memory = usable_memory(model.context()),
-                bytes = total(memory_plan(model, optimizer, telemetry));
+                bytes = total(memory_plan(model, model.parameters(), optimizer, telemetry));
   if (bytes <= memory) return;
   throw RunError(fmt::format(
       "the plan needs {:.1f} GiB and {} has {:.1f}, --model {} --batch-size {}, use a smaller model, or "

@@ -64,7 +64,6 @@ void Training::measure(int64_t step, const std::vector<TokenBatch>& micro) {
                                  [&] {
                                    gradients(micro);
                                    exchange.gather_gradients();
-                                   exchange.gather_masters();
                                    double loss = OnHost(model.context(), model.loss())->f64()[0];
                                    comm.sum({&loss, 1});
                                    return loss;
@@ -73,8 +72,8 @@ void Training::measure(int64_t step, const std::vector<TokenBatch>& micro) {
                                  [&] {
                                    update(step, /*keep_directions=*/true);
                                    exchange.gather_gradients();
-                                   exchange.gather_masters();
-                                 }});
+                                 },
+                             .gather = [&](std::span<const Tensor> whole) { exchange.gather(whole); }});
   log.write(norms_line(*norms));
 }
 
@@ -180,10 +179,7 @@ void Training::checkpoint() {
   const auto doing = watch.now("writing a checkpoint");
   exchange.finish_weights();
   const std::vector<NamedTensor> optimizer_state = optimizer.state();
-  std::vector<OwnedRows> owned;
-  for (const Piece& piece : optimizer.owners().pieces())
-    owned.push_back(
-        {.parameter = piece.parameter, .first = piece.first, .rows = piece.rows, .owner = piece.owner});
+  const std::vector<OwnedRows> owned = optimizer.owned_rows();
   const std::string folder =
       save_checkpoint({.out = options.out,
                        .step = state.step,

@@ -14,7 +14,7 @@ case ${1-} in
   *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
-dev/install.sh libdnnl-dev liblapack-dev libopenblas0-serial libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev libbenchmark-dev libopenmpi-dev \
+dev/install.sh libdnnl-dev liblapack-dev libopenblas0-openmp libcli11-dev libfmt-dev nlohmann-json3-dev libgtest-dev libbenchmark-dev libopenmpi-dev \
   openmpi-bin
 deps=build/gpu-deps
 rm -rf "$deps" "$deps.tar.xz"

@@ -104,8 +104,8 @@ std::vector<NamedTensor> model_pieces(const CheckpointToSave& what, int rank) {
   size_t parameters = 0;
   const auto add = [&](const Parameter& p, int64_t first, int64_t rows, int owner) {
     NamedTensor piece{p.name, p.value, p.transposed_on_disk, table.context(), first, p.shape[0]};
-    piece.value = p.value.slice(first, rows);
-    if (owner != rank || !p.value) piece.value.data = nullptr;
+    piece.value.shape = p.is_matrix() ? Shape{rows, p.shape[1]} : Shape{rows};
+    piece.value.data = owner == rank && !p.masters.empty() ? p.master(first, rows).data : nullptr;
     parameters += pieces.empty() || pieces.back().name != p.name ? 1 : 0;
     pieces.push_back(piece);
   };
@@ -317,17 +317,18 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
                       in_quotes(entry.name), file.path()));
   }
   const int64_t positions_in_file = has_config(path) ? load_config(path).positions : 0;
-  for (const Parameter& p : parameters) {
-    const NamedTensor to{p.name, p.value, p.transposed_on_disk, parameters.context()};
+  for (Parameter& p : parameters) {
     const auto* entry = file.find(prefix + p.name);
     const bool longer = p.role == Role::position && entry && entry->shape.size() == 2 &&
                         entry->shape[0] == positions_in_file && positions_in_file > p.shape[0];
-    if (longer)
-      file.read_first_rows(prefix + p.name, to);
-    else
-      file.read(prefix + p.name, to);
+    parameters.set(p, [&](float* whole) {
+      const NamedTensor to{p.name, Tensor(whole, p.shape), p.transposed_on_disk};
+      if (longer)
+        file.read_first_rows(prefix + p.name, to);
+      else
+        file.read(prefix + p.name, to);
+    });
   }
-  parameters.refresh_compute();
 }
 
 void load_optimizer(const std::string& folder, std::span<const NamedTensor> tensors) {

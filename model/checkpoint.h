@@ -20,13 +20,6 @@
 #include "model/parameters.h"
 #include "model/safetensors.h"
 
-/// Rows of a parameter that one rank writes.
-struct OwnedRows {
-  size_t parameter;     // its index in the table
-  int64_t first, rows;  // along the first dimension
-  int owner;
-};
-
 struct CheckpointToSave {
   std::string out;  // OUT, the folder of the run
   int64_t step;     // updates done

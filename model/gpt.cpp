@@ -149,7 +149,7 @@ int64_t Gpt::scratch_bytes() const {
 }
 
 std::vector<MemoryLine> Gpt::memory_plan() const {
-  std::vector<MemoryLine> plan = {{"parameters", parameters_.bytes(DType::f32)}};
+  std::vector<MemoryLine> plan = {{"parameters", parameters_.master_bytes(ctx_)}};
   if (ctx_.dtype != DType::f32) plan.push_back({"parameters in bf16", parameters_.bytes(ctx_.dtype)});
   if (training_) plan.push_back({"gradients", parameters_.bytes(DType::f32)});
   plan.push_back({activations_arena_.name(), activations_arena_.bytes()});

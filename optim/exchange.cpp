@@ -28,8 +28,8 @@ std::vector<Part> Exchange::parts(std::span<const size_t> parameters, What what)
   std::vector<Part> parts;
   for (const size_t i : parameters) {
     const Parameter& p = table_.rows()[i];
-    if (what != What::weights) {
-      add_parts(parts, i, what == What::gradients ? p.grad : p.value);
+    if (what == What::gradients) {
+      add_parts(parts, i, p.grad);
       continue;
     }
     add_parts(parts, i, p.compute);
@@ -115,19 +115,19 @@ void Exchange::finish_weights() {
   weights_.clear();
 }
 
-void Exchange::gather(What what) {
+void Exchange::gather(std::span<const Tensor> whole) {
   if (alone()) return;
   finish_gradients();
   finish_weights();
-  ctx_.comm->finish(ctx_.comm->start_all_gather(parts(all_, what)));
+  std::vector<Part> parts;
+  for (const size_t i : all_) add_parts(parts, i, whole[i]);
+  ctx_.comm->finish(ctx_.comm->start_all_gather(parts));
 }
 
 void Exchange::gather_gradients() {
-  gather(What::gradients);
-}
-
-void Exchange::gather_masters() {
-  gather(What::masters);
+  std::vector<Tensor> gradients;
+  for (const Parameter& p : table_) gradients.push_back(p.grad);
+  gather(gradients);
 }
 
 int64_t Exchange::bytes_per_step() const {

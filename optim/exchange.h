@@ -51,23 +51,23 @@ class Exchange final : public LayerWatcher {
   /// Afterwards all weights are everywhere what their owners made them.
   void finish_weights();
 
-  /// For telemetry, waiting: what the owners have in Parameter::grad (sums, or directions after a step) and
-  /// in Parameter::value, on every rank.
+  /// For telemetry, waiting: what the owners have in Parameter::grad (sums, or directions after a step), on
+  /// every rank.
   void gather_gradients();
-  void gather_masters();
+  /// The same for other tensors of the parameters' shapes, one each: the owners' rows, on every rank.
+  void gather(std::span<const Tensor> whole);
 
   /// Bytes that this rank sends in one step by the formula above: to be held against Comm::costs().
   int64_t bytes_per_step() const;
 
  private:
-  enum class What : uint8_t { gradients, weights, masters };
+  enum class What : uint8_t { gradients, weights };
   /// The pieces of some parameters, to be exchanged together.
   std::vector<Part> parts(std::span<const size_t> parameters, What what) const;
   void add_parts(std::vector<Part>& to, size_t parameter, const Tensor& tensor) const;
   void send(std::span<const size_t> parameters);
   /// The layer whose pass needs the weights first.
   int layer_of(size_t parameter) const;
-  void gather(What what);
   struct Pending {
     int layer;  // who waits for it
     Comm::Ticket ticket;

@@ -64,12 +64,22 @@ Optimizer::Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions
       assignment_(assign_rules(table, options)),
       owners_(owners_of(assignment_, ctx.comm->size())) {
   if (assignment_.velocity) escape_.emplace(*assignment_.velocity);
+  if (!ctx.comm->alone()) table.keep_masters(owned_rows());
   plan_state();
+  plan_memory();
   arena_.add(&totals_, DType::f64, {std::ssize(shards_) + 1});
   arena_.add(&grad_scale_, {1});
 }
 
 Optimizer::~Optimizer() = default;
+
+std::vector<OwnedRows> Optimizer::owned_rows() const {
+  std::vector<OwnedRows> owned;
+  for (const Piece& piece : owners_.pieces())
+    owned.push_back(
+        {.parameter = piece.parameter, .first = piece.first, .rows = piece.rows, .owner = piece.owner});
+  return owned;
+}
 
 const AssignedRule& Optimizer::row_of(const Shard& shard) const {
   return assignment_.rows[shard.piece.parameter];
@@ -81,7 +91,7 @@ void Optimizer::plan_state() {
         {.piece = piece, .specs = state_of(assignment_.rows[piece.parameter], piece), .state = {}});
   grads_.resize(shards_.size());
   for (size_t i = 0; i < shards_.size();
-       ++i) {  // shards_ no longer grows: the arena may keep pointers to its tensors
+       ++i) {  // shards_ no longer grows: plan_memory() may give the arena pointers to its tensors
     Shard& shard = shards_[i];
     const AssignedRule& row = row_of(shard);
     const Piece& piece = shard.piece;
@@ -98,11 +108,23 @@ void Optimizer::plan_state() {
     shard.batch = batch_for(piece);
     if (!mine(piece)) continue;
     grads_[i].shape = rows;
-    for (Tensor& tensor : shard.state) arena_.add(&tensor, tensor.shape);
-    if (row.needs_anchor) arena_.add(&shard.anchor, rows);
     Group& group = batches_[shard.batch].group;
     group.shape = group_of(*row.parameter, piece).shape;
     group.blocks.resize(group.blocks.size() + static_cast<size_t>(piece.matrices));  // filled by allocate()
+  }
+}
+
+/// In banks, as the parameters are: one state of all matrices of a batch, then the next.
+void Optimizer::plan_memory() {
+  for (size_t b = 0; b < batches_.size(); ++b) {
+    std::vector<Shard*> own;
+    size_t states = 0;
+    for (Shard& shard : shards_)
+      if (shard.batch == b && mine(shard.piece)) own.push_back(&shard), states = shard.state.size();
+    for (size_t k = 0; k < states; ++k)
+      for (Shard* shard : own) arena_.add(&shard->state[k], shard->state[k].shape);
+    for (Shard* shard : own)
+      if (row_of(*shard).needs_anchor) arena_.add(&shard->anchor, shard->anchor.shape);
   }
 }
 
@@ -142,7 +164,7 @@ void Optimizer::allocate() {
   for (Batch& batch : batches_) batch.group.blocks.clear();
   for (size_t i = 0; i < shards_.size(); ++i) {
     const Parameter& p = *row_of(shards_[i]).parameter;
-    expect(p.value && p.grad, "optimizer: allocate the parameter table with gradients first");
+    expect(p.compute && p.grad, "optimizer: allocate the parameter table with gradients first");
     if (!mine(shards_[i].piece)) continue;
     grads_[i] = rows_of(p.grad, shards_[i].piece);
     add_blocks(shards_[i]);
@@ -152,7 +174,7 @@ void Optimizer::allocate() {
 void Optimizer::add_blocks(const Shard& shard) {
   const Parameter& p = *row_of(shard).parameter;
   const int count = shard.piece.matrices;
-  const Tensor value = rows_of(p.value, shard.piece), grad = rows_of(p.grad, shard.piece);
+  const Tensor value = p.master(shard.piece.first, shard.piece.rows), grad = rows_of(p.grad, shard.piece);
   for (int i = 0; i < count; ++i) {
     Block block{.weight = block_of(value, i, count), .grad = block_of(grad, i, count), .state = {}};
     if (shard.anchor) block.anchor = block_of(shard.anchor, i, count);
@@ -193,7 +215,8 @@ void Optimizer::keep_anchors() {
   std::vector<Smooth> list;
   for (const Shard& shard : shards_)
     if (shard.anchor)
-      list.push_back({.u = shard.anchor, .g = rows_of(row_of(shard).parameter->value, shard.piece)});
+      list.push_back(
+          {.u = shard.anchor, .g = row_of(shard).parameter->master(shard.piece.first, shard.piece.rows)});
   if (!list.empty()) smooth(ctx_, list);
 }
 

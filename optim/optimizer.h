@@ -66,13 +66,15 @@ struct RowStep {
 
 class Optimizer {
  public:
-  /// Assigns rules (assign_rules(), UsageError) and shares out the tensors among the ranks of ctx.comm; no
-  /// memory yet. `table` must outlive the optimizer.
+  /// Assigns rules (assign_rules(), UsageError) and shares out the tensors among the ranks of ctx.comm, which
+  /// it tells the table (keep_masters()); no memory yet. `table` must outlive the optimizer.
   Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions& options);
   ~Optimizer();
 
   /// Who owns what; parameters are counted in the order of the table.
   const Owners& owners() const { return owners_; }
+  /// The same, as the table and checkpoints want it.
+  std::vector<OwnedRows> owned_rows() const;
 
   /// Takes the memory of the state that this rank keeps and reserves ctx.scratch. Call after
   /// table.allocate().
@@ -139,6 +141,7 @@ class Optimizer {
   bool mine(const Piece& piece) const { return piece.owner == ctx_.comm->rank(); }
   const AssignedRule& row_of(const Shard& shard) const;
   void plan_state();
+  void plan_memory();
   size_t batch_for(const Piece& piece);
   void add_blocks(const Shard& shard);
   void keep_anchors();

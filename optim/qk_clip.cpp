@@ -16,12 +16,15 @@ namespace cpu {
 namespace {
 /// Scales the q and the k rows of head h.
 void clip_head(const QkClipRows& a, int64_t h) {
-  const int64_t NH = a.largest.size(), block = a.x.size() / (3 * NH);  // elements of a head in q, k or v
+  const int64_t NH = a.largest.size(),
+                block = a.x.size() / (a.count * NH);  // elements of a head in q, k or v
   const auto S = static_cast<float>(a.largest.f64()[h]);
   if (!(S > a.tau) || !std::isfinite(S)) return;
   for (const bool keys : {false, true}) {
+    const int which = (keys ? 1 : 0) - a.first;
+    if (which < 0 || which >= a.count) continue;
     const float factor = std::pow(a.tau / S, keys ? 1.0f - a.alpha : a.alpha);
-    const int64_t begin = (keys ? NH + h : h) * block;
+    const int64_t begin = (which * NH + h) * block;
     float* const x = a.x.f32();
     for (int64_t i = begin; i < begin + block; ++i) x[i] *= factor;
     if (a.copy)
@@ -65,11 +68,18 @@ QkClip::QkClip(Context& ctx, ParameterTable& table, const Tensor& max_logits, co
   for (int64_t l = 0; l < max_logits.shape[0]; ++l)
     for (const char* part : {"weight", "bias"}) {
       const Parameter& p = table.at(fmt::format("h.{}.attn.c_attn.{}", l, part));
-      rows_.push_back({.x = p.value,
-                       .copy = p.compute.data == p.value.data ? Tensor{} : p.compute,
-                       .largest = max_logits[l],
-                       .tau = static_cast<float>(options.tau),
-                       .alpha = static_cast<float>(options.alpha)});
+      const int64_t C = p.shape[0] / 3;
+      for (const MasterRows& m : p.masters) {  // whole matrices: owners have no less
+        const int64_t rows = m.values.shape[0];
+        expect(m.first % C == 0 && rows % C == 0, "QkClip: a master of q, k and v is cut between heads");
+        rows_.push_back({.x = m.values,
+                         .first = static_cast<int>(m.first / C),
+                         .count = static_cast<int>(rows / C),
+                         .copy = p.compute.data == p.value.data ? Tensor{} : p.compute.slice(m.first, rows),
+                         .largest = max_logits[l],
+                         .tau = static_cast<float>(options.tau),
+                         .alpha = static_cast<float>(options.alpha)});
+      }
     }
   if (ctx.comm->alone()) return;
   arena_.add(&of_ranks_, {ctx.comm->size(), max_logits.size(), 1});

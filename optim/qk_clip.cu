@@ -1,5 +1,6 @@
 #include "optim/qk_clip.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "model/kernels/chunks.h"
@@ -13,9 +14,10 @@ struct ClipEntry {
   bf16* copy;
   const double* largest;
   const float* guard;
-  int64_t n;      // elements of the q and k rows
+  int64_t n;      // elements of the q and k rows that x has
   int64_t block;  // of which a head has so many, in each
   int NH;
+  int heads_before;  // 0 when x begins with q, NH when it begins with k
   float tau, alpha;
   bool wide;
 };
@@ -27,7 +29,7 @@ __global__ void __launch_bounds__(kChunkThreads)
   if (a.guard != nullptr && *a.guard != *a.guard) return;
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    const auto owner = static_cast<int>(i / a.block);  // 0 .. NH - 1: heads of q, then those of k
+    const int owner = static_cast<int>(i / a.block) + a.heads_before;  // 0 .. NH - 1: of q, then those of k
     const bool keys = owner >= a.NH;
     const auto S = static_cast<float>(a.largest[keys ? owner - a.NH : owner]);
     if (!(S > a.tau) || S == INFINITY) return;
@@ -48,14 +50,17 @@ __global__ void __launch_bounds__(kChunkThreads)
 void gpu::qk_clip(Context& ctx, std::span<const QkClipRows> list) {
   std::vector<ClipEntry> entries;
   for (const QkClipRows& a : list) {
-    const int64_t NH = a.largest.size(), n = a.x.size() / 3 * 2, block = n / (2 * NH);
+    const int64_t NH = a.largest.size(), matrix = a.x.size() / a.count, block = matrix / NH;
+    const int clipped = std::min(a.first + a.count, 2) - a.first;  // q and k, no v
+    if (clipped <= 0) continue;
     entries.push_back({.x = data_of<float>(a.x),
                        .copy = data_of<bf16>(a.copy),
                        .largest = data_of<double>(a.largest),
                        .guard = data_of<float>(a.guard),
-                       .n = n,
+                       .n = clipped * matrix,
                        .block = block,
                        .NH = static_cast<int>(NH),
+                       .heads_before = a.first * static_cast<int>(NH),
                        .tau = a.tau,
                        .alpha = a.alpha,
                        .wide = block % 4 == 0 && aligned_for_four(a.x, a.copy)});  // four of one head

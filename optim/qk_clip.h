@@ -38,10 +38,12 @@
 #include "model/kernels/readback.h"
 #include "model/parameters.h"
 
-/// One tensor whose rows are those of q, k and v, one below the other, as in GPT-2; inside each, head h owns
-/// C / NH rows. Nothing overlaps.
+/// One tensor whose rows are those of q, k and v, one below the other, as in GPT-2, or of some of these, next
+/// to each other; inside each, head h owns C / NH rows. Nothing overlaps.
 struct QkClipRows {
-  Tensor x;           // (3C, C) weight or (3C) bias, f32, updated
+  Tensor x;           // (count C, C) weight or (count C) bias, f32, updated
+  int first = 0;      // what x begins with: 0 q, 1 k, 2 v
+  int count = 3;      // how many of them it has
   Tensor copy = {};   // bf16, written where x is: the new x, rounded to nearest, ties to even; absent: none
   Tensor largest;     // (NH) f64: S of each head
   float tau;          // > 0
@@ -66,7 +68,8 @@ inline Work work(std::span<const QkClipRows> list) {
 /// Any number of tensors, in as few kernel launches as their arguments fit into.
 inline void qk_clip(Context& ctx, std::span<const QkClipRows> list) {
   for (const QkClipRows& a : list) {
-    expect(a.largest.size() > 0 && a.x.shape[0] % (3 * a.largest.size()) == 0,
+    expect(a.first >= 0 && a.count >= 1 && a.first + a.count <= 3, "qk_clip: x has rows of q, k and v");
+    expect(a.largest.size() > 0 && a.x.shape[0] % (a.count * a.largest.size()) == 0,
            "qk_clip: the rows of x must be those of q, k and v of every head");
     expect(!a.copy || a.copy.size() == a.x.size(), "qk_clip: x and copy differ in size");
     expect(a.tau > 0 && a.alpha >= 0 && a.alpha <= 1, "qk_clip: need tau > 0 and alpha in [0, 1]");
@@ -108,6 +111,6 @@ class QkClip {
   Tensor max_logits_;
   Arena arena_{"largest logits"};
   Tensor of_ranks_;               // (N, L NH, 1) f32: the maxima of each rank; absent with one
-  std::vector<QkClipRows> rows_;  // weight and bias of every layer
+  std::vector<QkClipRows> rows_;  // weight and bias of every layer, as far as this rank has them
   Readback readback_;
 };

@@ -94,23 +94,35 @@ int64_t Telemetry::scratch_bytes() const {
 void Telemetry::keep() {
   std::vector<Smooth> list;
   for (const Kept& kept : kept_) {
-    list.push_back({.u = kept.change, .g = kept.parameter->value});
+    for (const MasterRows& m : kept.parameter->masters)
+      list.push_back({.u = kept.change.slice(m.first, m.values.shape[0]), .g = m.values});
     list.push_back({.u = kept.gradient, .g = kept.parameter->grad});
   }
   smooth(ctx_, list);
+}
+
+void Telemetry::gather_changes(const Step& step) {
+  if (ctx_.comm->alone()) return;
+  std::vector<Tensor> changes;
+  for (const Kept& kept : kept_) changes.push_back(kept.change);
+  step.gather(changes);
 }
 
 StepNorms Telemetry::measure(const Step& step) {
   expect(every_ > 0, "telemetry: made without memory");
   StepNorms found{.step = step.t, .loss = step.gradients()};
   keep();
+  gather_changes(step);
   step.update();
   const std::vector<RowStep> rows = optimizer_.last_steps();
   for (size_t i = 0; i < rows.size(); ++i) found.tensors.push_back(all_but_sharpness(kept_[i], rows[i]));
   std::vector<ApplyUpdate> changes;  // dW = W' - W: all of W is taken off twice, and W' put on
   for (const Kept& kept : kept_)
-    changes.push_back({.w = kept.change, .u = kept.parameter->value, .step = -1, .decay = 2});
+    for (const MasterRows& m : kept.parameter->masters)
+      changes.push_back(
+          {.w = kept.change.slice(m.first, m.values.shape[0]), .u = m.values, .step = -1, .decay = 2});
   apply_update(ctx_, changes);
+  gather_changes(step);
   std::vector<double> along(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) along[i] = dot(ctx_, kept_[i].gradient, kept_[i].change);
 

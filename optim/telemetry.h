@@ -29,8 +29,9 @@
 // Undefined numbers (a zero step, a zero gradient) are NaN. With bf16 products G' - G is mostly the rounding
 // of the weights' copies when steps are small: read sharpness from fp32.
 //
-// Looks at whole tensors: with several ranks gradients() leaves complete gradients on every rank, and
-// update() gathers the directions and the new weights of all owners. Then all ranks find the same numbers.
+// Looks at whole tensors: with several ranks gradients() leaves complete gradients on every rank, update()
+// the directions of all owners, and gather() brings together what each has found of its own rows of W and dW.
+// Then all ranks find the same numbers.
 //
 // A measured step moves the weights as any other, bit for bit. It takes a second forward and backward pass
 // and some products per matrix: singular values come from an SVD up to a smaller side of kExactSide, from
@@ -41,6 +42,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -84,6 +86,8 @@ class Telemetry {
     int64_t t;                          // counted from 0
     std::function<double()> gradients;  // writes Parameter::grad of the step's batch, returns its loss
     std::function<void()> update;       // calls Optimizer::step(t, total, keep_directions = true)
+    // With several ranks: afterwards every rank has the owners' rows of these, one for each parameter.
+    std::function<void(std::span<const Tensor>)> gather = {};
   };
   /// Makes one step and measures it. Calls gradients(), update(), gradients(): afterwards Parameter::grad
   /// holds G'.
@@ -95,6 +99,7 @@ class Telemetry {
     Tensor change, gradient;  // W, later dW; G
   };
   void keep();
+  void gather_changes(const Step& step);
   TensorNorms all_but_sharpness(const Kept& kept, const RowStep& row);
   double norm_of(const Norm& norm, const Tensor& tensor, const Parameter& p);
   double dual_norm_of(const Norm& norm, const Tensor& tensor, const Parameter& p);

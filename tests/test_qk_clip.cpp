@@ -112,6 +112,42 @@ TEST(QkClip, OnlyFiniteMaximaBeyondTauClip) {
       });
 }
 
+// Ranks that own some of q, k and v clip those alone.
+TEST(QkClip, PartsAreClippedAsTheWhole) {
+  constexpr int64_t NH = 3, C = 12;
+  const Doubles values = [] {
+    Doubles all(3 * C * C);
+    for (size_t i = 0; i < all.size(); ++i) all[i] = std::cos(static_cast<double>(i));
+    return all;
+  }();
+  for (const On on : devices()) {
+    Context ctx;
+    use(ctx, on);
+    const Own largest(ctx, DType::f64, {NH}, {300, 50, 120}), whole(ctx, DType::f32, {3 * C, C}, values);
+    const QkClipRows all{.x = whole.tensor, .largest = largest.tensor, .tau = 100, .alpha = 0.25f};
+    qk_clip(ctx, std::span(&all, 1));
+    EXPECT_NE(whole.values(), values);
+    for (const std::vector<int>& cuts : {std::vector{0, 1, 2, 3}, {0, 2, 3}, {0, 1, 3}}) {
+      const Own x(ctx, DType::f32, {3 * C, C}, values), copy(ctx, DType::bf16, {3 * C, C}, values);
+      std::vector<QkClipRows> parts;
+      for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+        const int count = cuts[i + 1] - cuts[i];
+        parts.push_back({.x = x.tensor.slice(cuts[i] * C, count * C),
+                         .first = cuts[i],
+                         .count = count,
+                         .copy = copy.tensor.slice(cuts[i] * C, count * C),
+                         .largest = largest.tensor,
+                         .tau = 100,
+                         .alpha = 0.25f});
+      }
+      qk_clip(ctx, parts);
+      EXPECT_EQ(x.values(), whole.values());
+      const Doubles exact = x.values(), rounded = copy.values();
+      for (size_t i = 0; i < 3 * C * C; ++i) EXPECT_NEAR(rounded[i], exact[i], 4e-3);
+    }
+  }
+}
+
 TEST(QkClip, RejectsWhatDoesNotFit) {
   Context ctx;
   use_cpu(ctx, 1);
@@ -120,6 +156,9 @@ TEST(QkClip, RejectsWhatDoesNotFit) {
   EXPECT_THROW(clip({.x = x.tensor, .largest = largest.tensor, .tau = 1, .alpha = 0.5f}), ShapeError);
   const Tensor two = largest.tensor.slice(0, 2);
   EXPECT_NO_THROW(clip({.x = x.tensor, .largest = two, .tau = 1, .alpha = 0.5f}));
+  EXPECT_NO_THROW(clip({.x = x.tensor, .first = 1, .count = 2, .largest = two, .tau = 1, .alpha = 0.5f}));
+  EXPECT_THROW(clip({.x = x.tensor, .first = 2, .count = 2, .largest = two, .tau = 1, .alpha = 0.5f}),
+               ShapeError);
   EXPECT_THROW(clip({.x = x.tensor, .largest = two, .tau = 0, .alpha = 0.5f}), ShapeError);
   EXPECT_THROW(clip({.x = x.tensor, .largest = two, .tau = 1, .alpha = 1.5f}), ShapeError);
   EXPECT_THROW(head_max(ctx, {.largest = two, .row_max = x.tensor}), ShapeError);
@@ -150,8 +189,8 @@ struct Watched {
     model.parameters().initialize(7);
     for (int64_t l = 0; l < config.L; ++l)
       for (const char* part : {"weight", "bias"}) {
-        const Tensor x = model.parameters().at("h." + std::to_string(l) + ".attn.c_attn." + part).value;
-        Doubles values = get(ctx, x);
+        Parameter& p = model.parameters().at("h." + std::to_string(l) + ".attn.c_attn." + part);
+        Doubles values = get(ctx, p.value);
         // Keys are the queries, four times as large in head 0: the largest logits are squares.
         const size_t row = values.size() / (3 * 128);  // numbers of a row
         for (size_t i = 0; i < values.size() / 3; ++i) {
@@ -159,9 +198,8 @@ struct Watched {
           values[i] *= i / row < 64 ? 4 : 1;
           values[i + values.size() / 3] = values[i];
         }
-        put(ctx, x, values);
+        model.parameters().set(p, [&](float* to) { std::ranges::copy(values, to); });
       }
-    model.parameters().refresh_compute();
     for (int64_t i = 0; i < 2 * B * T + 1; ++i) ids.push_back(static_cast<int32_t>(i * i * 7 % 37));
   }
   Tensor tokens(int64_t batch) { return {ids.data() + batch * B * T, {B, T}}; }

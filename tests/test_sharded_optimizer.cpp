@@ -154,7 +154,7 @@ TEST(ShardedOptimizer, KeepsDirectionsOfItsPieces) {
 }
 
 // Telemetry looks at whole tensors: whoever has several ranks gathers gradients before a measured step, and
-// directions and weights in it.
+// directions in it, and gathers what telemetry asks for.
 TEST(ShardedOptimizer, TelemetryMeasuresTheWholeStep) {
   const OptimizerOptions options = recipe_options("modular");
   const auto measure = [&](const std::shared_ptr<Comm>& comm) {
@@ -163,18 +163,25 @@ TEST(ShardedOptimizer, TelemetryMeasuresTheWholeStep) {
     telemetry.allocate();
     model.step(0);
     int64_t batch = 1;
-    return telemetry.measure({.t = 1,
-                              .gradients =
-                                  [&] {
-                                    model.set_gradients(batch++);
-                                    return 1.0;
-                                  },
-                              .update =
-                                  [&] {
-                                    model.optimizer.step(1, 20, /*keep_directions=*/true);
-                                    model.gather(&Parameter::value);
-                                    model.gather(&Parameter::grad);
-                                  }});
+    return telemetry.measure(
+        {.t = 1,
+         .gradients =
+             [&] {
+               model.set_gradients(batch++);
+               return 1.0;
+             },
+         .update =
+             [&] {
+               model.optimizer.step(1, 20, /*keep_directions=*/true);
+               model.gather(&Parameter::grad);
+             },
+         .gather =
+             [&](std::span<const Tensor> whole) {
+               std::vector<Part> parts;
+               for (const Piece& piece : model.optimizer.owners().pieces())
+                 parts.push_back({model.rows(whole[piece.parameter], piece), piece.owner});
+               comm->finish(comm->start_all_gather(parts));
+             }});
   };
   const StepNorms want = measure(std::make_shared<Comm>());
   for (const int ranks : {2, 5}) {
