@@ -284,3 +284,18 @@ TEST_F(ProgramRanksOnGpu, TrainAsOneDoes) {
     expect_same_losses(one, three, dtype == std::string("fp32") ? 1e-6 : 1e-4);
   }
 }
+
+// Masters lie at their owners: they are saved there, found again by others, clipped and measured there.
+TEST_F(ProgramRanksOnGpu, MastersMoveToOtherRanks) {
+  prepare();
+  const auto words = [&](const std::string& out, const Words& more) {
+    Words all = {"--dtype", "bf16", "--global-batch", "6", "--qk-clip", "0.001", "--norms-every", "2"};
+    all.insert(all.end(), more.begin(), more.end());
+    return job(out, all);
+  };
+  expect_success(run(words("whole", {"--steps", "2"})));
+  expect_success(run(words("parts", {"--steps", "2", "--checkpoint-every", "1"}), ranks(2)));
+  std::filesystem::remove_all(path("parts/checkpoints/step-00000002"));
+  expect_success(run(words("parts", {"--steps", "2", "--resume"}), ranks(3)));
+  expect_same_losses("whole", "parts", 1e-4);
+}
