@@ -58,9 +58,11 @@ void add_run(CLI::App& app, TrainOptions& o, bool train) {
   app.add_option("--train", o.train, "token shards to train on, a glob in quotes")->required(train);
   app.add_option("--val", o.val, "token shards to validate on")->required(train);
   app.add_option("--out", o.out, "folder of this run: log.jsonl, checkpoints/")->required(train);
-  app.add_option("--model", o.model,
-                 fmt::format("{}; sizes by hand: NAME:layers=L,heads=NH,channels=C,positions=T",
-                             fmt::join(model_names(), ", ")));
+  app.add_option(
+      "--model", o.model,
+      fmt::format(
+          "{}; sizes by hand: NAME:layers=L,heads=NH,channels=C,positions=T; tied=0: a head of its own",
+          fmt::join(model_names(), ", ")));
   app.add_option("--init", o.init, "start from a checkpoint folder or a GPT-2 model.safetensors");
   app.add_flag("--resume", o.resume, "continue from the newest checkpoint in --out, if there is one");
 }

@@ -125,7 +125,8 @@ OptimizerOptions choose_optimizer(const TrainOptions& options, const ParameterTa
     if (!present.contains(role))
       throw UsageError(fmt::format(
           "this model has no {} tensor{}, --{} {}, leave the option out", role_name(role),
-          role == Role::head ? " of its own (it is tied to the embedding)" : "", role_name(role), rule));
+          role == Role::head ? " of its own (it is tied to the embedding; --model NAME:tied=0 has one)" : "",
+          role_name(role), rule));
     chosen.rules[role] = rule;
   }
   std::erase_if(chosen.rules, [&](const auto& rule) { return !present.contains(rule.first); });
@@ -153,6 +154,7 @@ nlohmann::json run_identity(const TrainOptions& options, const ModelConfig& conf
           {"channels", config.C},
           {"positions", config.positions},
           {"vocab_size", config.V},
+          {"head_weight", config.tied ? "" : "its own"},
           {"seq_len", options.seq_len},
           {"rows", options.rows()},
           {"seed", options.seed},

@@ -22,12 +22,14 @@ constexpr const char* kConfig = "config.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kState = "state.json";
 constexpr const char* kTemporary = ".tmp";
+constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kPrefix = "transformer.";
 
 // The step of "step-00000500", or -1 for any other name.
 int64_t step_of(std::string_view name) {
-  constexpr std::string_view kPrefix = "step-";
-  if (!name.starts_with(kPrefix) || name.size() < kPrefix.size() + 8) return -1;
-  name.remove_prefix(kPrefix.size());
+  constexpr std::string_view kStep = "step-";
+  if (!name.starts_with(kStep) || name.size() < kStep.size() + 8) return -1;
+  name.remove_prefix(kStep.size());
   int64_t step = -1;
   const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
   return error == std::errc() && end == name.data() + name.size() && name[0] != '-' ? step : -1;
@@ -97,16 +99,27 @@ void by_rank_0(Comm& comm, Work&& work) {
   });
 }
 
+bool is_tied(const ParameterTable& table) {
+  return std::none_of(table.begin(), table.end(), [](const Parameter& p) { return p.role == Role::head; });
+}
+
+// transformers loads a model without its head by bare names, and one with a head by full names alone.
+std::string name_on_disk(const Parameter& p, bool tied) {
+  return tied || p.role == Role::head ? p.name : kPrefix + p.name;
+}
+
 // The parameters as tensors, those of other ranks without data.
 std::vector<NamedTensor> model_pieces(const CheckpointToSave& what, int rank) {
   const ParameterTable& table = what.parameters;
+  const bool tied = is_tied(table);
   std::vector<NamedTensor> pieces;
   size_t parameters = 0;
   const auto add = [&](const Parameter& p, int64_t first, int64_t rows, int owner) {
-    NamedTensor piece{p.name, p.value, p.transposed_on_disk, table.context(), first, p.shape[0]};
+    NamedTensor piece{name_on_disk(p, tied), p.value, p.transposed_on_disk,
+                      table.context(),       first,   p.shape[0]};
     piece.value.shape = p.is_matrix() ? Shape{rows, p.shape[1]} : Shape{rows};
     piece.value.data = owner == rank && !p.masters.empty() ? p.master(first, rows).data : nullptr;
-    parameters += pieces.empty() || pieces.back().name != p.name ? 1 : 0;
+    parameters += pieces.empty() || pieces.back().name != piece.name ? 1 : 0;
     pieces.push_back(piece);
   };
   for (const OwnedRows& o : what.owned) add(table.rows().at(o.parameter), o.first, o.rows, o.owner);
@@ -302,10 +315,11 @@ void check_head(const SafetensorsReader& file, const SafetensorsReader::Entry& h
 void load_parameters(const std::string& path, ParameterTable& parameters) {
   const SafetensorsReader file(model_file(path));
   if (parameters.context()->comm->rank() == 0 && fs::is_directory(path)) verify(path, kModel);
-  const std::string prefix = file.find("transformer.wte.weight") ? "transformer." : "";
+  const std::string prefix = file.find(std::string(kPrefix) + "wte.weight") ? kPrefix : "";
+  const bool tied = is_tied(parameters);
   for (const SafetensorsReader::Entry& entry : file.entries()) {
-    if (entry.name == "lm_head.weight") {
-      check_head(file, entry, prefix + "wte.weight");
+    if (entry.name == kHead) {
+      if (tied) check_head(file, entry, prefix + "wte.weight");
       continue;
     }
     const std::string name = entry.name.starts_with(prefix) ? entry.name.substr(prefix.size()) : "";
@@ -318,15 +332,18 @@ void load_parameters(const std::string& path, ParameterTable& parameters) {
   }
   const int64_t positions_in_file = has_config(path) ? load_config(path).positions : 0;
   for (Parameter& p : parameters) {
-    const auto* entry = file.find(prefix + p.name);
+    const std::string name = p.name != kHead    ? prefix + p.name
+                             : file.find(kHead) ? kHead
+                                                : prefix + "wte.weight";
+    const auto* entry = file.find(name);
     const bool longer = p.role == Role::position && entry && entry->shape.size() == 2 &&
                         entry->shape[0] == positions_in_file && positions_in_file > p.shape[0];
     parameters.set(p, [&](float* whole) {
       const NamedTensor to{p.name, Tensor(whole, p.shape), p.transposed_on_disk};
       if (longer)
-        file.read_first_rows(prefix + p.name, to);
+        file.read_first_rows(name, to);
       else
-        file.read(prefix + p.name, to);
+        file.read(name, to);
     });
   }
 }

@@ -1,6 +1,7 @@
 // Checkpoints: OUT/checkpoints/step-00000500/ holds
 //   model.safetensors, config.json   the model, for GPT-2 in Hugging Face's names and layout: linear weights
-//                                    (in, out), no lm_head (tied). transformers' GPT2LMHeadModel loads it
+//                                    (in, out); no lm_head when it is tied, else all names but that begin
+//                                    with "transformer.". transformers' GPT2LMHeadModel loads it
 //   optimizer.safetensors            the optimizer's tensors, by name
 //   state.json                       step, data position and what else the caller wants back
 //   tokenizer.json                   when known
@@ -57,14 +58,15 @@ int64_t checkpoint_step(const std::string& folder);
 /// `path` below is a folder with model.safetensors, or a .safetensors file; config.json is looked for beside
 /// it.
 bool has_config(const std::string& path);
-/// Sizes from config.json. RunError names the file and the field: not GPT-2, another activation, untied, ...
+/// Sizes from config.json. RunError names the file and the field: not GPT-2, another activation, ...
 ModelConfig load_config(const std::string& path);
 /// Fills the values of `parameters` from GPT-2 weights in Hugging Face's layout. Accepts a "transformer."
-/// prefix, a tied lm_head.weight equal to wte.weight, and the mask buffers attn.bias and attn.masked_bias.
-/// When config.json says that the file has more positions than the table, the first ones are taken. Every
-/// missing, additional or mis-shaped tensor is a RunError that names file and tensor.
-/// Ranks read for themselves, here and below, and rank 0 alone looks for damage: together() makes what one
-/// throws known to all.
+/// prefix (lm_head.weight has none), a tied lm_head.weight equal to wte.weight, and the mask buffers
+/// attn.bias and attn.masked_bias. A head of its own begins as the embedding where the file, of a tied model,
+/// has none. When config.json says that the file has more positions than the table, the first ones are taken.
+/// Every missing, additional or mis-shaped tensor is a RunError that names file and tensor. Ranks read for
+/// themselves, here and below, and rank 0 alone looks for damage: together() makes what one throws known to
+/// all.
 void load_parameters(const std::string& path, ParameterTable& parameters);
 /// Fills tensors that the caller laid out (names, shapes) from optimizer.safetensors; the sets must be equal.
 /// Pieces without data belong to other ranks and are left out.

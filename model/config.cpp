@@ -40,6 +40,7 @@ ModelConfig parse_model(const std::string& text) {
     config.NH = keyed.integer("heads", preset.NH, 1, 1000);
     config.C = keyed.integer("channels", preset.C, 1, 100000);
     config.positions = keyed.integer("positions", preset.positions, 1, 1 << 20);
+    config.tied = keyed.boolean("tied", true);
     keyed.finish();
     validate(config);
     return config;

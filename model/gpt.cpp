@@ -272,15 +272,19 @@ void Gpt::run_blocks(const Tensor& tokens, int64_t first, Watch watch) {
                            .delta = delta});
 }
 
+const Parameter& Gpt::head_weight() const {
+  return parameters_.at(config_.tied ? "wte.weight" : "lm_head.weight");
+}
+
 void Gpt::head(const Tensor& targets, const HeadOptions& options) {
   const int64_t N = targets.size();
-  Parameter& wte = parameters_.at("wte.weight");
+  const Parameter& weight = head_weight();
   const Tensor target_list = targets.view({N});
   for (int64_t start = 0; start < N; start += logits_.shape[0]) {
     const int64_t count = std::min(logits_.shape[0], N - start);
     const Tensor logits = logits_.slice(0, count);  // (count, padded V)
     const Tensor x = lnf_.slice(start, count);      // (count, C)
-    matmul(ctx_, {.c = logits, .a = x, .b = wte.padded_compute(), .transpose_b = true});
+    matmul(ctx_, {.c = logits, .a = x, .b = weight.padded_compute(), .transpose_b = true});
     cross_entropy(ctx_, {.losses = losses_.slice(start, count),
                          .logits = logits,
                          .targets = target_list.slice(start, count),
@@ -290,8 +294,8 @@ void Gpt::head(const Tensor& targets, const HeadOptions& options) {
     if (!options.with_gradient) continue;
     const bool add = options.accumulate || start > 0;
     matmul(ctx_,
-           {.c = wte.padded_grad(), .a = logits, .b = x, .transpose_a = true, .beta = add ? 1.0f : 0.0f});
-    matmul(ctx_, {.c = dln_.slice(start, count), .a = logits, .b = wte.padded_compute()});
+           {.c = weight.padded_grad(), .a = logits, .b = x, .transpose_a = true, .beta = add ? 1.0f : 0.0f});
+    matmul(ctx_, {.c = dln_.slice(start, count), .a = logits, .b = weight.padded_compute()});
   }
 }
 
@@ -316,13 +320,13 @@ void Gpt::backward_blocks(const TokenBatch& batch, const MicroBatch& micro) {
     backward_layer(l, tokens.shape, micro.accumulate);
     ready(l);
   }
-  // wte has its gradient as the head already: the embedding's share is added.
+  // A tied wte has its gradient as the head already: the embedding's share is added.
   embedding_backward(ctx_, {.dwte = parameters_.at("wte.weight").grad,
                             .dwpe = parameters_.at("wpe.weight").grad,
                             .dy = rows(dx_, B, T),
                             .tokens = tokens,
                             .order = batch.order,
-                            .accumulate_wte = true,
+                            .accumulate_wte = config_.tied || micro.accumulate,
                             .accumulate_wpe = micro.accumulate});
   ready(LayerWatcher::kOutside);
 }
@@ -413,7 +417,7 @@ void Gpt::logits_to_host(int64_t start, int64_t count, float* to) {
     const Tensor chunk = logits_.slice(0, std::min(logits_.shape[0], count - done));
     matmul(ctx_, {.c = chunk,
                   .a = lnf_.slice(start + done, chunk.shape[0]),
-                  .b = parameters_.at("wte.weight").padded_compute(),
+                  .b = head_weight().padded_compute(),
                   .transpose_b = true});
     const OnHost host(ctx_, chunk);
     float* const row = to + done * chunk.cols();

@@ -3,7 +3,8 @@
 //   x = wte[token] + wpe[t]
 //   for each layer:  x = x + proj(attention(qkv(LN1(x))))
 //                    x = x + proj(gelu(fc(LN2(x))))
-//   logits = LNf(x) wte^T,   loss = mean over tokens of -log softmax(logits)[target]
+//   logits = LNf(x) head^T, head = wte or a matrix of its own,   loss = mean over tokens of -log
+//   softmax(logits)[target]
 //
 // Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is
 // part of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is
@@ -134,8 +135,10 @@ class Gpt {
   /// Everything up to the last layernorm, for tokens from `first` on; earlier ones as the previous call left
   /// them.
   void run_blocks(const Tensor& tokens, int64_t first = 0, Watch watch = Watch::nothing);
-  /// Logits, losses and, if asked, the gradients of wte and of the last layernorm's output, chunk by chunk.
+  /// Logits, losses and, if asked, the gradients of its weight and of the last layernorm's output, chunk by
+  /// chunk.
   void head(const Tensor& targets, const HeadOptions& options);
+  const Parameter& head_weight() const;
   /// From the gradient of the last layernorm's output down to the embeddings.
   void backward_blocks(const TokenBatch& batch, const MicroBatch& micro);
   void backward_layer(int64_t l, Shape batch, bool accumulate);

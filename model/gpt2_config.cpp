@@ -24,7 +24,7 @@ std::string gpt2_config_json(const ModelConfig& config, int32_t end_of_text) {
                                        {"layer_norm_epsilon", 1e-5},
                                        {"initializer_range", 0.02},
                                        {"scale_attn_weights", true},
-                                       {"tie_word_embeddings", true},
+                                       {"tie_word_embeddings", config.tied},
                                        {"embd_pdrop", 0.0},
                                        {"attn_pdrop", 0.0},
                                        {"resid_pdrop", 0.0},
@@ -53,6 +53,12 @@ class Fields {
     if (!value.is_number_unsigned() || value.get<uint64_t>() < 1 || value.get<uint64_t>() > limit)
       fail(fmt::format("field '{}' is not an integer in [1, {}]", key, limit), "use GPT-2's config.json");
     return value.get<int64_t>();
+  }
+  bool boolean(const char* key, bool fallback) const {
+    if (!has(key)) return fallback;
+    if (!json_[key].is_boolean())
+      fail(fmt::format("field '{}' is not true or false", key), "use GPT-2's config.json");
+    return json_[key].get<bool>();
   }
   std::string text(const char* key, const std::string& fallback) const {
     return has(key) && json_[key].is_string() ? json_[key].get<std::string>() : fallback;
@@ -94,7 +100,7 @@ ModelConfig parse_gpt2_config(const std::string& text, const std::string& path) 
   fields.must_be("scale_attn_weights", true);
   fields.must_be("scale_attn_by_inverse_layer_idx", false);
   fields.must_be("add_cross_attention", false);
-  fields.must_be("tie_word_embeddings", true);
+  config.tied = fields.boolean("tie_word_embeddings", true);
   try {
     validate(config);
   } catch (const UsageError& error) {

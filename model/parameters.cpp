@@ -79,6 +79,9 @@ ParameterTable::ParameterTable(const ModelConfig& config) {
   }
   table.layer = -1;
   table.layernorm("ln_f", C);
+  if (config.tied) return;
+  table.add("lm_head.weight", Role::head, {config.V, C}, Init::normal, kInitStd);
+  rows_.back().padded_rows = config.padded_V();
 }
 
 Tensor Parameter::master(int64_t first, int64_t rows) const {

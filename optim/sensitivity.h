@@ -23,7 +23,7 @@
 // Tied weights: GPT-2's token embedding is also its head. As an input its natural norm is l1->RMS, as an
 // output RMS->linf; the modular norm would be the larger of the two, whose dual vector has no closed form. We
 // give a tied tensor the embedding's role, rule and mass, and add the head's mass to it because both uses
-// move it.
+// move it. With --model NAME:tied=0 each has its own role, rule and mass.
 #pragma once
 
 #include <string>

@@ -502,7 +502,7 @@ TEST_F(Checkpoint, ConfigsThatAreNotOurGpt2AreRefusedByField) {
                                                         {"n_inner", 25},
                                                         {"activation_function", "gelu"},
                                                         {"layer_norm_epsilon", 1e-6},
-                                                        {"tie_word_embeddings", false},
+                                                        {"tie_word_embeddings", "no"},
                                                         {"scale_attn_weights", false},
                                                         {"scale_attn_by_inverse_layer_idx", true},
                                                         {"add_cross_attention", true}};

@@ -144,6 +144,17 @@ TEST_F(ProgramRanks, ResumesOnAnotherNumber) {
 // Inverse roots and eigenvectors amplify rounding: what one process makes of other micro-batches is the
 // measure. That ranks make the same steps from the same gradients is shown in test_sharded_optimizer.cpp, bit
 // for bit.
+TEST_F(ProgramRanks, AHeadOfItsOwn) {
+  prepare();
+  const Words untied = {"--model", "gpt2-nano:layers=2,tied=0", "--head", "sign:lr=0.001"};
+  expect_success(run(job("one", untied)));
+  for (const int N : {2, 3}) {
+    const std::string out = "of-" + std::to_string(N);
+    expect_success(run(job(out, untied), ranks(N)));
+    expect_same_losses("one", out, 1e-6);
+  }
+}
+
 TEST_F(ProgramRanks, RulesWithMatrixState) {
   prepare();
   for (const char* rule : {"shampoo", "soap", "normuon", "dion:rank=8", "oneside"}) {

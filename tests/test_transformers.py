@@ -39,7 +39,8 @@ def check_names(folder, model, info, problems):
     # from_pretrained forgives some names in silence (buffers of old versions, ...), so they are also compared here.
     stored = {bare(name): tensor for name, tensor in load_file(os.path.join(folder, "model.safetensors")).items()}
     wanted = {bare(name): tensor for name, tensor in model.state_dict().items()}
-    wanted.pop("lm_head.weight", None)  # tied: the same storage as wte.weight
+    if model.config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)  # the same storage as wte.weight
     for name in sorted(wanted.keys() - stored.keys()):
         problems.append(f"tensor {name} of the model is not in the file")
     for name in sorted(stored.keys() - wanted.keys()):
@@ -47,8 +48,11 @@ def check_names(folder, model, info, problems):
     for name in sorted(stored.keys() & wanted.keys()):
         if not torch.equal(stored[name], wanted[name]):
             problems.append(f"tensor {name} changed while it was loaded")
-    if model.lm_head.weight.data_ptr() != model.transformer.wte.weight.data_ptr():
-        problems.append("the head is not tied to the token embedding (tie_word_embeddings in config.json)")
+    tied = model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    if tied != model.config.tie_word_embeddings:
+        problems.append("the head is tied to the token embedding, or not, against config.json")
+    if tied != ("lm_head.weight" not in stored):
+        problems.append("config.json ties the head, or does not, against the tensors of the file")
 
 
 def check_numbers(model, ours, problems):

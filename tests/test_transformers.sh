@@ -3,7 +3,7 @@
 #
 #   tests/test_transformers.sh CHECKPOINT_DIR LOGITS_JSON      (the formats are in tests/test_transformers.py)
 #   tests/test_transformers.sh --install                       only prepares the environment
-#   TRAIN_GPT=PROGRAM tests/test_transformers.sh               trains a small model with the program first, then compares
+#   TRAIN_GPT=PROGRAM tests/test_transformers.sh               trains small models first, one tied, one not
 #
 # The environment is a virtual one, build/venv-transformers, made once: Debian's python3-torch (140 MB of packages,
 # installed with apt when missing) below, a pinned transformers from PyPI (160 MB on disk) above. Nothing in it trains
@@ -20,13 +20,16 @@ if [ $# -eq 0 ] && [ -n "${TRAIN_GPT:-}" ]; then
   trap 'rm -rf "$work"' EXIT
   # An odd vocabulary (257), steps that leave no weight at its first value, a row shorter than the positions.
   cat README.md CONTRIBUTING.md >"$work/text" &&
-    "$TRAIN_GPT" prepare --text "$work/text" --out "$work/data" --val-fraction 0.1 &&
-    "$TRAIN_GPT" train --train "$work/data/train_*.bin" --val "$work/data/val_*.bin" --out "$work/run" \
-      --model gpt2-nano --batch-size 4 --seq-len 64 --steps 20 &&
-    "$TRAIN_GPT" evaluate --model "$work/run" --data "$work/data/val_*.bin" --seq-len 37 --logits "$work/logits.json" ||
-    exit 1
-  "${BASH_SOURCE[0]}" "$work"/run/checkpoints/step-* "$work/logits.json"
-  exit
+    "$TRAIN_GPT" prepare --text "$work/text" --out "$work/data" --val-fraction 0.1 || exit 1
+  for tied in 1 0; do
+    run=$work/tied-$tied
+    "$TRAIN_GPT" train --train "$work/data/train_*.bin" --val "$work/data/val_*.bin" --out "$run" \
+      --model gpt2-nano:tied=$tied --batch-size 4 --seq-len 64 --steps 20 &&
+      "$TRAIN_GPT" evaluate --model "$run" --data "$work/data/val_*.bin" --seq-len 37 --logits "$run/logits.json" ||
+      exit 1
+    "${BASH_SOURCE[0]}" "$run"/checkpoints/step-* "$run/logits.json" || exit
+  done
+  exit 0
 fi
 if [ $# -ne 2 ] && [ "$*" != --install ]; then
   sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
