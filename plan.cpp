@@ -12,14 +12,19 @@ double mebibytes(int64_t bytes) {
   return static_cast<double>(bytes) / (1024.0 * 1024.0);
 }
 
-/// What a run takes, line by line, before anything is allocated.
-std::vector<MemoryLine> memory_plan(const Gpt& model, const ParameterTable& parameters,
-                                    const Optimizer& optimizer, const Telemetry& telemetry) {
+/// What a run takes, or a rank of it, line by line, before anything is allocated. Where this is one process
+/// that only asks about `ranks`, it is the most that any of them would take.
+std::vector<MemoryLine> memory_plan(const Gpt& model, const Gpt& real, const Optimizer& optimizer,
+                                    const Telemetry& telemetry, int ranks) {
+  const Context& ctx = model.context();
+  const bool asks = ctx.comm->alone() && ranks > 1;
+  const RankInfo most = asks ? optimizer.most_of_a_rank(ranks) : RankInfo{};
   std::vector<MemoryLine> plan = model.memory_plan();
-  plan.front().bytes = parameters.master_bytes(model.context());  // as ranks share them
+  plan.front().bytes = asks && ctx.dtype != DType::f32 ? dtype_bytes(DType::f32) * most.parameters
+                                                       : real.parameters().master_bytes(ctx);
   plan.back().bytes = std::max(
       {plan.back().bytes, optimizer.scratch_bytes(), telemetry.scratch_bytes()});  // scratch is shared
-  plan.push_back({"optimizer state", optimizer.state_bytes()});
+  plan.push_back({"optimizer state", asks ? most.state_bytes : optimizer.state_bytes()});
   if (telemetry.bytes() > 0) plan.push_back({"telemetry", telemetry.bytes()});
   return plan;
 }
@@ -32,11 +37,11 @@ int64_t total(const std::vector<MemoryLine>& plan) {
 
 /// The largest batch whose plan fits in `memory`; 0 when not even one row does.
 int64_t largest_batch(const Gpt& model, const Optimizer& optimizer, const Telemetry& telemetry,
-                      int64_t seq_len, int64_t memory) {
+                      const TrainOptions& options, int64_t memory) {
   const auto fits = [&](int64_t B) {
-    return total(memory_plan(Gpt(model.context(), model.config(), B * seq_len, /*training=*/true,
+    return total(memory_plan(Gpt(model.context(), model.config(), B * options.seq_len, /*training=*/true,
                                  /*micro_batches=*/1, model.watches_logits()),
-                             model.parameters(), optimizer, telemetry)) <= memory;
+                             model, optimizer, telemetry, options.ranks)) <= memory;
   };
   int64_t good = 0, bad = 1;
   while (bad < int64_t{1} << 20 && fits(bad)) good = bad, bad *= 2;
@@ -50,8 +55,8 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
   const ModelConfig& c = model.config();
   const Context& ctx = model.context();
   const int64_t memory = usable_memory(ctx);
-  const std::vector<MemoryLine> plan = memory_plan(model, model.parameters(), optimizer, telemetry);
-  const int64_t largest = largest_batch(model, optimizer, telemetry, options.seq_len, memory);
+  const std::vector<MemoryLine> plan = memory_plan(model, model, optimizer, telemetry, options.ranks);
+  const int64_t largest = largest_batch(model, optimizer, telemetry, options, memory);
   std::string lines;
   for (const MemoryLine& line : plan) lines += fmt::format(", {} {:.1f}", line.name, mebibytes(line.bytes));
   fmt::print("device     {}\n", describe_device(ctx));
@@ -63,8 +68,8 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
              options.batch_size, options.seq_len, options.grad_accum, ranks, options.tokens_per_step(),
              largest, options.seq_len);
   if (!ctx.comm->alone()) fmt::print("ranks      {}\n", ctx.comm->name());
-  fmt::print("memory     {:.1f} MiB of {:.1f}: {}\n", mebibytes(total(plan)), mebibytes(memory),
-             lines.substr(2));
+  fmt::print("memory     {:.1f} MiB{} of {:.1f}: {}\n", mebibytes(total(plan)),
+             options.ranks > 1 ? " for each rank" : "", mebibytes(memory), lines.substr(2));
   const QkClipOptions qk_clip = choose_qk_clip(options);
   if (qk_clip.on())
     fmt::print("qk-clip    heads whose attention logits exceed {:g}; q takes {:g} of the shrinking\n",
@@ -75,12 +80,11 @@ void print_plan(const TrainOptions& options, const Gpt& model, const Optimizer& 
 void expect_memory(const TrainOptions& options, const Gpt& model, const Optimizer& optimizer,
                    const Telemetry& telemetry) {
   const int64_t memory = usable_memory(model.context()),
-                bytes = total(memory_plan(model, model.parameters(), optimizer, telemetry));
+                bytes = total(memory_plan(model, model, optimizer, telemetry, options.ranks));
   if (bytes <= memory) return;
   throw RunError(fmt::format(
       "the plan needs {:.1f} GiB and {} has {:.1f}, --model {} --batch-size {}, use a smaller model, or "
       "a smaller batch with a larger --grad-accum (up to {} rows fit)",
       mebibytes(bytes) / 1024, model.context().device ? "the GPU" : "this machine", mebibytes(memory) / 1024,
-      options.model, options.batch_size,
-      largest_batch(model, optimizer, telemetry, options.seq_len, memory)));
+      options.model, options.batch_size, largest_batch(model, optimizer, telemetry, options, memory)));
 }

@@ -380,6 +380,16 @@ std::vector<RowInfo> Optimizer::describe(int ranks) const {
   return describe_rows(assignment_, ranks == 0 ? owners_ : owners_of(assignment_, ranks));
 }
 
+RankInfo Optimizer::most_of_a_rank(int ranks) const {
+  RankInfo most;
+  for (const RankInfo& rank : ::describe_ranks(assignment_, owners_of(assignment_, ranks)))
+    most = {.pieces = std::max(most.pieces, rank.pieces),
+            .parameters = std::max(most.parameters, rank.parameters),
+            .state_bytes = std::max(most.state_bytes, rank.state_bytes),
+            .work = std::max(most.work, rank.work)};
+  return most;
+}
+
 std::string Optimizer::describe_ranks(int ranks) const {
   const Owners owners = ranks == 0 ? owners_ : owners_of(assignment_, ranks);
   return ranks_table(::describe_ranks(assignment_, owners), owners.imbalance());

@@ -121,6 +121,8 @@ class Optimizer {
   int64_t scratch_bytes() const;
   /// How every tensor is updated, shared out among so many ranks; 0: those that there are.
   std::vector<RowInfo> describe(int ranks = 0) const;
+  /// The most that any of so many ranks has of each.
+  RankInfo most_of_a_rank(int ranks) const;
   /// What falls to each of so many ranks, as a table.
   std::string describe_ranks(int ranks = 0) const;
 

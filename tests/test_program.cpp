@@ -286,7 +286,8 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
 TEST_F(Program, InfoShowsAnySplit) {
   const Result result = run({"info", "--model", "gpt2", "--ranks", "8"});
   ASSERT_EQ(result.status, 0) << result.err;
-  for (const char* part : {"0-7 by rows", "GFLOP", "15555072", "203.9", "1.000 of the mean work"})
+  for (const char* part : {"0-7 by rows", "GFLOP", "15555072", "203.9", "1.000 of the mean work",
+                           "MiB for each rank of", "optimizer state 78.2"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
   expect_error({"info", "--ranks", "-1"}, 2, {"--ranks", "integer"});
 }
