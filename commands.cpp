@@ -9,6 +9,7 @@
 
 #include "data/tokenizer.h"
 #include "files.h"
+#include "json_text.h"
 #include "model/checkpoint.h"
 #include "model/generate.h"
 #include "plan.h"
@@ -64,7 +65,7 @@ void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row)
   model.next_token_logits(tokens, Tensor(logits.data(), {1, model.config().padded_V()}));
   logits.resize(static_cast<size_t>(model.config().V));
   const nlohmann::json json = {{"tokens", {row}}, {"logits", {logits}}, {"loss", loss}};
-  write_text(path, json.dump() + "\n", Existing::replace);
+  write_text(path, json_text(json) + "\n", Existing::replace);
 }
 
 /// How every tensor is updated; among several ranks also by which, and what falls to each.

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "error.h"
+#include "json_text.h"
 
 namespace {
 std::string log_path(const std::string& out) {
@@ -52,7 +53,7 @@ RunLog RunLog::resume(const std::string& out, int64_t step) {
     RunLog kept(temporary, open_log(temporary, O_TRUNC));
     std::ifstream old(path);
     for (std::string text; std::getline(old, text);) {
-      const auto line = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+      const auto line = parse_ordered_json(text);
       if (line.is_object() && !is_superseded(line, step)) kept.write(line);
     }
   }
@@ -69,7 +70,7 @@ RunLog::~RunLog() {
 
 void RunLog::write(const nlohmann::ordered_json& line) {
   if (file_ < 0) return;
-  const std::string text = line.dump() + "\n";
+  const std::string text = json_text(line) + "\n";
   for (size_t done = 0; done < text.size();) {
     const ssize_t written = ::write(file_, text.data() + done, text.size() - done);
     if (written < 0 && errno == EINTR) continue;

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "error.h"
+#include "json_text.h"
 #include "model/checkpoint.h"
 #include "model/kernels/gemm.h"
 #include "optim/recipe.h"
@@ -208,7 +209,7 @@ RunState state_from_json(const nlohmann::json& json, const nlohmann::json& ident
       throw RunError(
           fmt::format("{} is {} there and {} now, {}, resume with the options that began the run, or choose "
                       "another --out",
-                      key, saved.dump(), value.dump(), file));
+                      key, json_text(saved), json_text(value), file));
   }
   RunState state;
   state.step = json["step"];
@@ -221,7 +222,7 @@ Watch::Facts job_facts(const TrainOptions& options) {
   Watch::Facts facts = {{"the program", program_fingerprint()}};
   const nlohmann::json all = to_json(options);
   for (const auto& [key, value] : all.items())
-    if (key != "threads") facts.emplace_back(key, value.dump());
+    if (key != "threads") facts.emplace_back(key, json_text(value));
   // What all ranks do together, and so must do at the same steps.
   for (const auto& [name, every] : {std::pair{"checkpoint_every", options.checkpoint_every},
                                     {"sample_every", options.sample_every},
@@ -234,7 +235,7 @@ Watch::Facts job_facts(const TrainOptions& options) {
 
 Watch::Facts data_facts(const nlohmann::json& identity, uint64_t val_fingerprint) {
   Watch::Facts facts = {{"the validation data", fmt::format("{:016x}", val_fingerprint)}};
-  for (const auto& [key, value] : identity.items()) facts.emplace_back(key, value.dump());
+  for (const auto& [key, value] : identity.items()) facts.emplace_back(key, json_text(value));
   return facts;
 }
 

@@ -17,6 +17,7 @@
 #include "data/tokenizer.h"
 #include "error.h"
 #include "files.h"
+#include "json_text.h"
 #include "model/kernels/tensor.h"
 
 namespace fs = std::filesystem;
@@ -187,7 +188,7 @@ bool is_shard_name(std::string_view name) {
 Json read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifest;
   if (!fs::exists(path)) return nullptr;
-  Json manifest = Json::parse(read_text(path, "manifest"), nullptr, false);
+  Json manifest = parse_ordered_json(read_text(path, "manifest"));
   if (!manifest.is_object() || manifest.value("type", Json()) != kType ||
       !manifest.value("complete", Json()).is_boolean())
     throw RunError(
@@ -244,9 +245,9 @@ Json describe_options(const PrepareOptions& options) {
 void publish(const PrepareOptions& options, const std::vector<std::string>& old, const Json& manifest) {
   const std::string& out = options.out;
   const std::string staging = out + "/" + kStaging;
-  write_text(staging + "/" + kManifest, manifest.dump(1) + "\n", Existing::replace);
+  write_text(staging + "/" + kManifest, json_text(manifest, 1) + "\n", Existing::replace);
   // From here to the last rename the folder is neither the old result nor the new one, and says so.
-  write_text(out + "/" + kManifest, Json{{"type", kType}, {"complete", false}}.dump(1) + "\n",
+  write_text(out + "/" + kManifest, json_text(Json{{"type", kType}, {"complete", false}}, 1) + "\n",
              Existing::replace);
   for (const std::string& name : old) fs::remove(out + "/" + name);
   for (const std::string& name : listed_files(manifest)) fs::rename(staging + "/" + name, out + "/" + name);

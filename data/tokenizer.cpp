@@ -10,6 +10,7 @@
 #include "data/shards.h"
 #include "error.h"
 #include "files.h"
+#include "json_text.h"
 
 namespace {
 
@@ -36,7 +37,8 @@ class ByteTokenizer : public Tokenizer {
   }
   size_t cut(std::string_view text, size_t at) const override { return std::min(at, text.size()); }
   std::string json() const override {
-    return nlohmann::ordered_json{{"type", "byte"}, {"vocab_size", 257}, {"end_of_text", 256}}.dump() + "\n";
+    return json_text(nlohmann::ordered_json{{"type", "byte"}, {"vocab_size", 257}, {"end_of_text", 256}}) +
+           "\n";
   }
 
  private:
@@ -81,7 +83,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
   const auto fail = [&](const std::string& what) -> std::unique_ptr<Tokenizer> {
     throw RunError(fmt::format("{}, {}, use the file that 'train_gpt prepare' wrote", what, path));
   };
-  const auto json = nlohmann::json::parse(read_text(path, "tokenizer"), nullptr, false);
+  const auto json = parse_json(read_text(path, "tokenizer"));
   if (!json.is_object()) return fail("the tokenizer is not a JSON object");
   const auto type = json.find("type");
   if (type == json.end() || !type->is_string()) return fail("the tokenizer has no field 'type'");

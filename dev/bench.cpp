@@ -11,6 +11,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "json_text.h"
 #include "model/flops.h"
 #include "model/gpt.h"
 #include "model/kernels/profile.h"
@@ -191,7 +192,7 @@ void Bench::run() {
                                          {"speed_of_light", light / f.forward_backward},
                                          {"peak_rss_mb", peak_rss_mb()},
                                          {"phases", rows_json(profile())}};
-    fmt::print("{}\n", line.dump());
+    fmt::print("{}\n", json_text(line));
     return;
   }
   fmt::print(

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "error.h"
+#include "json_text.h"
 #include "model/gpt2_config.h"
 #include "model/kernels/together.h"
 
@@ -143,7 +144,7 @@ void write_files(const CheckpointToSave& what, const std::string& folder, Comm& 
     write_text(folder + "/" + kConfig, gpt2_config_json(what.config, what.end_of_text), Existing::refuse);
     Json state = what.state;
     for (const char* name : {kModel, kOptimizer}) state["hashes"][name] = hash_text(folder + "/" + name);
-    write_text(folder + "/" + kState, state.dump(1) + "\n", Existing::refuse);
+    write_text(folder + "/" + kState, json_text(state, 1) + "\n", Existing::refuse);
     if (!what.tokenizer.empty()) write_text(folder + "/tokenizer.json", what.tokenizer, Existing::refuse);
     sync_folder(folder);
   });
@@ -363,7 +364,7 @@ void load_optimizer(const std::string& folder, std::span<const NamedTensor> tens
 
 Json load_state(const std::string& folder) {
   const std::string path = folder + "/" + kState;
-  Json json = Json::parse(read_text(path, "training state"), nullptr, false);
+  Json json = parse_json(read_text(path, "training state"));
   if (!json.is_object())
     throw RunError(fmt::format("the training state is not a JSON object, {}, use another checkpoint", path));
   return json;

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "files.h"
+#include "json_text.h"
 
 using Json = nlohmann::json;
 
@@ -32,7 +33,7 @@ std::string gpt2_config_json(const ModelConfig& config, int32_t end_of_text) {
                                        {"bos_token_id", end},
                                        {"eos_token_id", end},
                                        {"torch_dtype", "float32"}};
-  return json.dump(1) + "\n";
+  return json_text(json, 1) + "\n";
 }
 
 namespace {
@@ -40,8 +41,7 @@ namespace {
 /// The fields of a config.json, with errors that name them.
 class Fields {
  public:
-  Fields(const std::string& text, const std::string& path)
-      : path_(path), json_(Json::parse(text, nullptr, false)) {
+  Fields(const std::string& text, const std::string& path) : path_(path), json_(parse_json(text)) {
     if (!json_.is_object())
       throw RunError(
           fmt::format("the model config is not a JSON object, {}, use an undamaged config.json", path));
@@ -66,8 +66,8 @@ class Fields {
   // The field is absent (then Hugging Face's default, which is ours, holds) or has this value.
   void must_be(const char* key, const Json& expected) const {
     if (!has(key) || json_[key] == expected) return;
-    const std::string got = json_[key].dump(-1, ' ', true, Json::error_handler_t::replace);
-    fail(fmt::format("field '{}' is {}, but only {} is supported", key, in_quotes(got), expected.dump()),
+    const std::string got = lossy_json_text(json_[key], Characters::ascii);
+    fail(fmt::format("field '{}' is {}, but only {} is supported", key, in_quotes(got), json_text(expected)),
          "use a GPT-2 model");
   }
   [[noreturn]] void fail(const std::string& what, const std::string& advice) const {

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "error.h"
+#include "json_text.h"
 
 using Json = nlohmann::json;
 
@@ -111,17 +111,10 @@ SafetensorsReader::SafetensorsReader(const std::string& path) : file_(path, "saf
 
 void SafetensorsReader::parse(const std::string& header, int64_t data_start) {
   const std::string& path = file_.path();
-  std::set<std::string> seen;
   std::string twice;
-  // The parser itself would silently keep the last of two equal names.
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth == 1 && event == Json::parse_event_t::key && !seen.insert(parsed.get<std::string>()).second)
-      twice = parsed.get<std::string>();
-    return true;
-  };
   Json json;
   try {
-    json = Json::parse(header, watch);
+    json = require_json(header, twice);
   } catch (const Json::exception&) {
     fail_file("the header is not valid JSON", path);
   }

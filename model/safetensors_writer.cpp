@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "json_text.h"
 #include "model/kernels/together.h"
 #include "model/safetensors.h"
 #include "random.h"
@@ -60,7 +61,7 @@ Layout lay_out(std::span<const NamedTensor> tensors, const std::map<std::string,
                         {"shape", first.shape_on_disk()},
                         {"data_offsets", {begin, end}}};
   }
-  std::string header = json.dump();
+  std::string header = json_text(json);
   header.append((8 - header.size() % 8) % 8, ' ');  // so that the values start at a multiple of 8
   const uint64_t length = header.size();
   layout.start.assign(reinterpret_cast<const char*>(&length), sizeof length);

@@ -2,9 +2,8 @@
 // tests.
 #pragma once
 
-#include <fstream>
-#include <random>
-#include <stdexcept>
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -20,12 +19,7 @@ struct MatrixOf {
   MatrixOf() = default;
   MatrixOf(int64_t rows, int64_t cols) : rows(rows), cols(cols), data(static_cast<size_t>(rows * cols)) {}
   /// Nested lists, row-major.
-  explicit MatrixOf(const nlohmann::json& lists)
-      : MatrixOf(static_cast<int64_t>(lists.size()), static_cast<int64_t>(lists.at(0).size())) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < cols; ++j)
-        (*this)(i, j) = lists.at(static_cast<size_t>(i)).at(static_cast<size_t>(j));
-  }
+  explicit MatrixOf(const nlohmann::json& lists);
   T& operator()(int64_t i, int64_t j) { return data[static_cast<size_t>(i * cols + j)]; }
   T operator()(int64_t i, int64_t j) const { return data[static_cast<size_t>(i * cols + j)]; }
   Tensor tensor() { return {data.data(), Shape{rows, cols}}; }
@@ -40,13 +34,7 @@ struct MatrixOf {
 using Matrix = MatrixOf<float>;
 using Matrix64 = MatrixOf<double>;
 
-inline Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1) {
-  Matrix m(rows, cols);
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  for (float& x : m.data) x = scale * normal(random);
-  return m;
-}
+Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1);
 
 /// The same numbers in another type.
 template <typename T, typename From>
@@ -95,15 +83,7 @@ double deviation(const MatrixOf<T>& a, const MatrixOf<T>& b) {
   return difference / largest;
 }
 
-inline const nlohmann::json& optim_golden() {
-  static const nlohmann::json numbers = [] {
-    std::ifstream file("tests/data/optim_golden.json");
-    if (!file)
-      throw std::runtime_error("tests/data/optim_golden.json is missing: run the tests from the repository");
-    return nlohmann::json::parse(file);
-  }();
-  return numbers;
-}
+const nlohmann::json& optim_golden();
 
 /// Makes a context run on some device: tests of the CPU and of the GPU share their bodies.
 using UseDevice = void (*)(Context&);
@@ -112,40 +92,13 @@ inline void on_cpu(Context& ctx) {
 }
 
 /// The CPU, and the GPU or the executor where this binary has one.
-inline std::vector<UseDevice> both_devices() {
-  std::vector<UseDevice> list = {on_cpu};
-  if (kHaveGpu) list.push_back([](Context& ctx) { use_gpu(ctx, 0, DType::f32); });
-  return list;
-}
+std::vector<UseDevice> both_devices();
 
 /// Takes values to where ctx computes, in the tensor's dtype, and brings them back.
 template <typename T>
-void upload(Context& ctx, const Tensor& to, const MatrixOf<T>& from) {
-  OnHost host(ctx, to, /*load=*/false);
-  for (int64_t i = 0; i < to.size(); ++i) {
-    const T value = from.data.at(static_cast<size_t>(i));
-    if (to.dtype == DType::bf16)
-      host->bf16()[i] = to_bf16(static_cast<float>(value));
-    else if (to.dtype == DType::f64)
-      host->f64()[i] = value;
-    else
-      host->f32()[i] = static_cast<float>(value);
-  }
-  host.store();
-}
+void upload(Context& ctx, const Tensor& to, const MatrixOf<T>& from);
 template <typename T = float>
-MatrixOf<T> download(Context& ctx, const Tensor& from) {
-  const OnHost host(ctx, from);
-  MatrixOf<T> m(from.rows(), from.cols());
-  for (int64_t i = 0; i < from.size(); ++i) {
-    T& value = m.data[static_cast<size_t>(i)];
-    if (from.dtype == DType::bf16)
-      value = to_float(host->bf16()[i]);
-    else
-      value = from.dtype == DType::f64 ? static_cast<T>(host->f64()[i]) : host->f32()[i];
-  }
-  return m;
-}
+MatrixOf<T> download(Context& ctx, const Tensor& from);
 template <typename T>
 constexpr DType dtype_of() {
   return sizeof(T) == 8 ? DType::f64 : DType::f32;

@@ -1,40 +1,26 @@
 // Runs train_gpt as a person or a script would, on a small corpus in a folder that is removed afterwards.
 #pragma once
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <sys/types.h>
 
-#include <chrono>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
-#include <thread>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "random.h"
 #include "tests/temporary_folder.h"
 
 namespace fs = std::filesystem;
 using nlohmann::json;
 using Words = std::vector<std::string>;
 
-inline std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
+std::string read(const fs::path& path);
 
 /// A loss as the program prints it.
-inline std::string fmt_loss(double loss) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6f", loss);
-  return text;
-}
+std::string fmt_loss(double loss);
 
 struct Result {
   int status;  // exit status, or 128 + signal
@@ -45,112 +31,25 @@ class ProgramTest : public testing::Test {
  protected:
   /// The program is named by an environment variable.
   explicit ProgramTest(const char* variable) : variable_(variable) {}
-  void SetUp() override {
-    const char* binary = std::getenv(variable_);
-    if (binary == nullptr) GTEST_SKIP() << "set " << variable_ << " to the program to test";
-    binary_ = binary;
-  }
+  void SetUp() override;
   std::string path(const std::string& name) const { return folder_.path(name); }
 
   /// Starts the program, behind the words of a launcher if there is one; output goes to files, so that
   /// nothing blocks.
-  pid_t start(const Words& words, const Words& launcher = {}) {
-    Words all = launcher;
-    all.push_back(binary_);
-    all.insert(all.end(), words.begin(), words.end());
-    std::vector<char*> argv;
-    for (std::string& word : all) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    const std::string out = path("stdout"), err = path("stderr");
-    const pid_t child = fork();
-    if (child == 0) {
-      dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDOUT_FILENO);
-      dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDERR_FILENO);
-      execvp(argv[0], argv.data());
-      _exit(127);
-    }
-    return child;
-  }
-  Result finish(pid_t child) {
-    int status = 0;
-    waitpid(child, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read(path("stdout")),
-            read(path("stderr"))};
-  }
+  pid_t start(const Words& words, const Words& launcher = {});
+  Result finish(pid_t child);
   Result run(const Words& words, const Words& launcher = {}) { return finish(start(words, launcher)); }
 
   /// A small corpus of words with some structure, prepared once per test.
-  void prepare() {
-    Random random(7);
-    std::ofstream text(path("text.txt"));
-    const char* words[] = {"the", "light", "and", "day", "night", "water", "was", "good", "said", "earth"};
-    for (int line = 0; line < 2000; ++line) {
-      for (int i = 0; i < 8; ++i) text << words[random.bits() % 10] << (i < 7 ? " " : ".\n");
-      if (line % 400 == 399) text << "<|endoftext|>\n";
-    }
-    text.close();
-    const Result result =
-        run({"prepare", "--text", path("text.txt"), "--out", path("data"), "--val-fraction", "0.1"});
-    ASSERT_EQ(result.status, 0) << result.err;
-  }
+  void prepare();
   /// A tiny training run into OUT; `more` comes last and wins.
-  Words train(const std::string& out, const Words& more = {}) {
-    Words words = {"train",
-                   "--train",
-                   path("data/train_*.bin"),
-                   "--val",
-                   path("data/val_*.bin"),
-                   "--out",
-                   path(out),
-                   "--model",
-                   "gpt2-nano",
-                   "--batch-size",
-                   "4",
-                   "--seq-len",
-                   "32",
-                   "--steps",
-                   "12",
-                   "--val-every",
-                   "6",
-                   "--val-tokens",
-                   "512"};
-    words.insert(words.end(), more.begin(), more.end());
-    return words;
-  }
-  std::vector<json> log(const std::string& out) {
-    std::vector<json> lines;
-    std::ifstream file(path(out + "/log.jsonl"));
-    for (std::string line; std::getline(file, line);) lines.push_back(json::parse(line));
-    return lines;
-  }
+  Words train(const std::string& out, const Words& more = {});
+  std::vector<json> log(const std::string& out);
   /// The losses of the log, by type and step.
-  std::map<std::pair<std::string, int>, double> losses(const std::string& out) {
-    std::map<std::pair<std::string, int>, double> found;
-    for (const json& line : log(out)) {
-      if (!line.contains("loss")) continue;
-      const bool first = found.emplace(std::pair(line["type"], line["step"]), line["loss"]).second;
-      EXPECT_TRUE(first) << "twice: " << line;
-    }
-    return found;
-  }
+  std::map<std::pair<std::string, int>, double> losses(const std::string& out);
   /// One line on standard error that says "train_gpt: error: ..." and holds all of `parts`.
-  void expect_error(const Words& words, int status, const Words& parts) {
-    const Result result = run(words);
-    std::string command;
-    for (const std::string& word : words) command += " " + word;
-    SCOPED_TRACE(command + "\n" + result.err);
-    EXPECT_EQ(result.status, status);
-    EXPECT_TRUE(result.err.starts_with("train_gpt: error: "));
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1);
-    for (const std::string& part : parts) EXPECT_NE(result.err.find(part), std::string::npos) << part;
-  }
-  void expect_same_checkpoint(const std::string& a, const std::string& b, const std::string& step) {
-    for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json"}) {
-      const std::string left = read(path(a + "/checkpoints/" + step + "/" + file));
-      EXPECT_FALSE(left.empty()) << file;
-      EXPECT_TRUE(left == read(path(b + "/checkpoints/" + step + "/" + file))) << file;
-    }
-  }
+  void expect_error(const Words& words, int status, const Words& parts);
+  void expect_same_checkpoint(const std::string& a, const std::string& b, const std::string& step);
 
  private:
   TemporaryFolder folder_;

@@ -16,6 +16,7 @@
 
 #include "data/shards.h"
 #include "error.h"
+#include "json_text.h"
 #include "model/checkpoint.h"
 #include "model/gpt2_config.h"
 #include "model/safetensors.h"
@@ -276,7 +277,7 @@ TEST_F(Checkpoint, RoundTripIsBitwiseAndPaddingStaysZero) {
   EXPECT_EQ(read_file(folder + "/tokenizer.json"), "{\"type\":\"byte\"}\n");
   EXPECT_EQ(load_state(folder).at("loss"), 0.1);
   EXPECT_EQ(load_config(folder), config);
-  EXPECT_EQ(Json::parse(read_file(folder + "/config.json"))["eos_token_id"], 7);
+  EXPECT_EQ(require_json(read_file(folder + "/config.json"))["eos_token_id"], 7);
 
   ParameterTable loaded(load_config(folder));
   loaded.allocate(ctx_, false);
@@ -336,8 +337,8 @@ TEST_F(Checkpoint, ReadsTheGoldenModel) {
     EXPECT_EQ(bytes(a, entry), bytes(b, *copy)) << entry.name;
   }
   // And our config.json says what the golden one says.
-  const Json ours = Json::parse(gpt2_config_json(config)),
-             theirs = Json::parse(read_file(kGolden + "/config.json"));
+  const Json ours = require_json(gpt2_config_json(config)),
+             theirs = require_json(read_file(kGolden + "/config.json"));
   for (const auto& [key, value] : theirs.items()) EXPECT_EQ(ours.value(key, Json("none")), value) << key;
   const Shards tokens(kGolden + "/tokens.bin", config.V);
   EXPECT_EQ(tokens.size(), 2141);
@@ -476,8 +477,8 @@ TEST_F(Checkpoint, KeepsTheLastOnesAndRefusesTakenNames) {
 }
 
 TEST_F(Checkpoint, ConfigsThatAreNotOurGpt2AreRefusedByField) {
-  const Json good = Json::parse(gpt2_config_json(small()));
-  const auto parse = [](const Json& json) { return parse_gpt2_config(json.dump(), "dir/config.json"); };
+  const Json good = require_json(gpt2_config_json(small()));
+  const auto parse = [](const Json& json) { return parse_gpt2_config(json_text(json), "dir/config.json"); };
   EXPECT_EQ(parse(good), small());
   for (const char* optional :
        {"_name_or_path", "n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings",

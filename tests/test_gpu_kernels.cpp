@@ -7,7 +7,7 @@
 #include <limits>
 #include <random>
 
-#include "tests/op_cases.h"
+#include "tests/cases/all.h"
 #include "tests/thread_orders.h"
 
 namespace {

@@ -2,8 +2,10 @@
 // chosen and kept. In the executor the library is dev/cuda_on_cpu/gemm_host.cpp.
 #include <map>
 #include <optional>
+#include <random>
 
 #include "model/kernels/gemm.h"
+#include "tests/cases/matmul.h"
 #include "tests/op_run.h"
 #include "tests/temporary_folder.h"
 

@@ -1,5 +1,6 @@
 // Every CUDA half against the float64 oracle of its case (op_cases.h): in the executor, in three thread
 // orders, or on a GPU. bf16 too: inputs are rounded first, so that the oracle sees what the kernel sees.
+#include "tests/op_cases.h"
 #include "tests/op_run.h"
 #include "tests/thread_orders.h"
 

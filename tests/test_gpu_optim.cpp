@@ -6,7 +6,7 @@
 #include "optim/norm.h"
 #include "optim/svd.h"
 #include "tests/norm_fixture.h"
-#include "tests/optim_fixture.h"
+#include "tests/optim_checks.h"
 #include "tests/polar_fixture.h"
 #include "tests/thread_orders.h"
 

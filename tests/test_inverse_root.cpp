@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <random>
 
 #include "optim/eigen.h"
 #include "optim/inverse_root.h"

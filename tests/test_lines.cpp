@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 
+#include "tests/cases/lines.h"
 #include "tests/op_run.h"
 #include "tests/optim_golden.h"
 

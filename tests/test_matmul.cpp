@@ -3,6 +3,7 @@
 
 #include "model/kernels/gemm_cache.h"
 #include "model/kernels/matmul.h"
+#include "tests/cases/matmul.h"
 #include "tests/op_run.h"
 #include "tests/temporary_folder.h"
 

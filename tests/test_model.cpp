@@ -9,6 +9,7 @@
 #include <set>
 
 #include "data/loader.h"
+#include "json_text.h"
 #include "model/checkpoint.h"
 #include "model/gpt.h"
 #include "optim/optimizer.h"
@@ -21,7 +22,7 @@ constexpr int64_t B = 7, T = 19;
 
 json read_expected() {
   std::ifstream file(kGolden + "/expected.json");
-  return json::parse(file);
+  return require_json(std::string(std::istreambuf_iterator<char>(file), {}));
 }
 
 void use(Context& ctx, Where where, int threads = 2, DType dtype = DType::f32) {

@@ -6,6 +6,8 @@
 #include <random>
 
 #include "model/kernels/simd.h"
+#include "tests/cases/all.h"
+#include "tests/op_cases.h"
 #include "tests/op_run.h"
 
 namespace {

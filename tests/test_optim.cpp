@@ -7,7 +7,7 @@
 
 #include "optim/modular.h"
 #include "optim/svd.h"
-#include "tests/optim_fixture.h"
+#include "tests/optim_checks.h"
 
 TEST(Rules, ExpectedTrajectories) {
   check_trajectories(on_cpu);
@@ -15,7 +15,7 @@ TEST(Rules, ExpectedTrajectories) {
 
 TEST(Rules, EveryExpectedTrajectoryIsARow) {
   std::set<std::string> rows;
-  for (const Trajectory& row : kTrajectories) rows.insert(row.name);
+  for (const Trajectory& row : trajectories()) rows.insert(row.name);
   for (const auto& [name, numbers] : optim_golden().at("optimizers").items()) {
     const bool elsewhere =
         name.starts_with("shampoo_") || name.starts_with("prodigy_");  // files of their own

@@ -1,5 +1,6 @@
 // The program from the outside: what a person or a script sees of ./train_gpt. Needs the binary in
 // $TRAIN_GPT.
+#include "random.h"
 #include "tests/program_fixture.h"
 
 namespace {
@@ -140,7 +141,7 @@ TEST_F(Program, InterruptWritesACheckpointAndSaysHowToGoOn) {
   while (read(path("run/log.jsonl")).find("\"type\":\"train\"") == std::string::npos) usleep(10000);
   kill(child, SIGINT);
   const Result result = finish(child);
-  EXPECT_EQ(result.status, 130);
+  EXPECT_EQ(result.status, 130) << result.err;
   EXPECT_NE(result.out.find("--resume"), std::string::npos) << result.out;
   EXPECT_EQ(std::distance(fs::directory_iterator(path("run/checkpoints")), {}), 1);
 }

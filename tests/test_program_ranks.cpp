@@ -1,6 +1,7 @@
 // The program as a job of several processes under mpirun, from the outside.
 #include <cmath>
 
+#include "random.h"
 #include "tests/program_fixture.h"
 
 namespace {

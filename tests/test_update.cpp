@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <random>
 
 #include "tests/op_run.h"
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "error.h"
+#include "json_text.h"
 #include "tests/temporary_folder.h"
 #include "tests/watch_job.h"
 #include "world/watch.h"
@@ -43,13 +44,13 @@ TEST(WatchRanks, Alone) {
 /// What rank 0 answers to a stranger that says `text`; empty: it closes without a word.
 std::string answer_to(const std::string& invitation, const std::string& text) {
   std::string why;
-  Connection stranger = connect_to(nlohmann::json::parse(invitation).at("endpoint"), 10, true, why);
+  Connection stranger = connect_to(require_json(invitation).at("endpoint"), 10, true, why);
   if (write(stranger.socket(), text.data(), text.size()) < 0) return "cannot write";
   std::string answer;
   while (stranger.open()) {
     std::vector<pollfd> descriptors = {{stranger.socket(), POLLIN, 0}};
     wait_for(descriptors, 10);
-    for (const auto& message : stranger.receive()) answer += message.dump();
+    for (const auto& message : stranger.receive()) answer += json_text(message);
   }
   return answer;
 }
@@ -65,11 +66,11 @@ TEST(WatchRanks, StrangersDoNotJoin) {
       if (answer.find(part) == std::string::npos || answer.empty() != part.empty())
         throw std::logic_error(what + " -> " + answer);
     };
-    require(hello.dump() + "\n", "it belongs to another job");
-    hello["token"] = nlohmann::json::parse(text)["token"];
+    require(json_text(hello) + "\n", "it belongs to another job");
+    hello["token"] = require_json(text)["token"];
     for (const int bad : {-1, 0, 2, 1000}) {
       hello["rank"] = bad;
-      require(hello.dump() + "\n", "the job has fewer ranks");
+      require(json_text(hello) + "\n", "the job has fewer ranks");
     }
     require("{\"say\":\"hello\"}\n", "");
     require("GET / HTTP/1.1\r\n\r\n", "");
@@ -87,10 +88,10 @@ TEST(WatchRanks, AWrongTokenIsRefused) {
   Job job(
       2, options, [](Watch&, int, Board&) {},
       [](int rank, const std::string& text) {
-        nlohmann::json invitation = nlohmann::json::parse(text);
+        nlohmann::json invitation = require_json(text);
         if (rank == 0) return text;
         invitation["token"] = "another";
-        return invitation.dump();
+        return json_text(invitation);
       });
   job.wait_for(1);
   job.signal(0, SIGKILL);  // it would wait for the true rank 1
@@ -119,8 +120,8 @@ TEST(WatchRanks, ARankThatDoesNotCome) {
 TEST(WatchRanks, NobodyListens) {
   const int port = Listener().port();  // free again
   const auto broadcast = [&](const std::string&) {
-    return nlohmann::json{{"endpoint", {{"addresses", {"127.0.0.1", "::1"}}, {"port", port}}}, {"token", "t"}}
-        .dump();
+    return json_text(
+        nlohmann::json{{"endpoint", {{"addresses", {"127.0.0.1", "::1"}}, {"port", port}}}, {"token", "t"}});
   };
   WatchOptions options = patient();
   options.join = 0.2;

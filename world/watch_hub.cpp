@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "json_text.h"
+
 using nlohmann::json;
 
 namespace {
@@ -23,7 +25,7 @@ std::string random_token() {
 Door::Door() : endpoint{own_addresses(), listener.port()}, token(random_token()) {}
 
 std::string Door::invitation() const {
-  return json{{"endpoint", endpoint}, {"token", token}}.dump();
+  return json_text(json{{"endpoint", endpoint}, {"token", token}});
 }
 
 Hub::Hub(Member& member, const Door& door)

@@ -8,11 +8,12 @@
 #include <thread>
 
 #include "error.h"
+#include "json_text.h"
 
 using nlohmann::json;
 
 Link::Link(Member& member, const std::string& invitation) : member_(member) {
-  const json invited = json::parse(invitation, nullptr, false);
+  const json invited = parse_json(invitation);
   if (!invited.is_object() || !invited.contains("token"))
     throw RunError(
         "rank 0 did not say where it listens, its broadcast, start all ranks with the same program");

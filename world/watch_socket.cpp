@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "error.h"
+#include "json_text.h"
 
 using nlohmann::json;
 
@@ -70,7 +71,7 @@ short Connection::events() const {
 
 void Connection::send(const json& message) {
   if (!open()) return;
-  out_ += message.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+  out_ += lossy_json_text(message, Characters::utf8) + "\n";
   send_rest();
 }
 
@@ -103,8 +104,7 @@ std::vector<json> Connection::receive() {
     in_.append(bytes.data(), static_cast<size_t>(got));
     size_t start = 0;
     for (size_t end; (end = in_.find('\n', start)) != std::string::npos; start = end + 1) {
-      json message = json::parse(in_.begin() + static_cast<std::ptrdiff_t>(start),
-                                 in_.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+      json message = parse_json(std::string_view(in_).substr(start, end - start));
       if (!message.is_object() || !message.contains("say") || !message["say"].is_string()) {
         close();
         return messages;

@@ -20,6 +20,7 @@
 
 #include "dev/harness/case_run.h"
 #include "dev/harness/cases.h"
+#include "json_text.h"
 
 namespace {
 #ifdef CUDA_ON_CPU
@@ -245,7 +246,7 @@ void Harness::write_report() const {
   if (options_.json.empty()) return;
   const std::string part = options_.json + ".part";  // whoever stops us finds a whole file
   std::ofstream file(part);
-  file << report().dump(1) << "\n";
+  file << json_text(report(), 1) << "\n";
   file.close();
   if (!file || std::rename(part.c_str(), options_.json.c_str()) != 0)
     throw std::runtime_error("cannot write, " + options_.json + ", check the path");

@@ -7,7 +7,7 @@
 #include <variant>
 #include <vector>
 
-#include "tests/op_cases.h"
+#include "tests/cases/all.h"
 
 /// A candidate for any of the operations.
 using AnyOp = std::variant<Op<GeluForward>, Op<GeluBackward>, Op<LayernormForward>, Op<LayernormBackward>,

@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "json_text.h"
+
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
@@ -33,7 +35,7 @@ GemmAlgorithm from_hex(const std::string& hex) {
 }
 
 GemmPlans parse(std::istream& file, const std::string& gpu, const std::string& library) {
-  const Json json = Json::parse(file);
+  const Json json = require_json(std::string(std::istreambuf_iterator<char>(file), {}));
   if (json.at("format") != kFormat || json.at("gpu") != gpu || json.at("library") != library)
     throw std::runtime_error("written for another GPU, library or version of this program");
   GemmPlans plans;
@@ -81,7 +83,7 @@ bool save_gemm_plans(const std::string& path, const std::string& gpu, const std:
     const Json json{{"format", kFormat}, {"gpu", gpu}, {"library", library}, {"plans", entries}};
     if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());
     std::ofstream file(temporary);
-    file << json.dump(1) << '\n';
+    file << json_text(json, 1) << '\n';
     file.close();
     if (!file) throw std::runtime_error("writing failed");
     fs::rename(temporary, path);

@@ -5,10 +5,11 @@
 #include "tests/cases/op_case.h"
 
 inline std::vector<double> embedding_of(const Values& v, int64_t T, int64_t C) {
-  std::vector<double> y(v.at("tokens").size() * C);
+  const auto &tokens = v.at("tokens"), &wte = v.at("wte"), &wpe = v.at("wpe");
+  std::vector<double> y(tokens.size() * C);
   for (size_t i = 0; i < y.size(); ++i) {
     const auto bt = static_cast<int64_t>(i) / C, c = static_cast<int64_t>(i) % C;
-    y[i] = v.at("wte")[static_cast<int64_t>(v.at("tokens")[bt]) * C + c] + v.at("wpe")[bt % T * C + c];
+    y[i] = wte[static_cast<int64_t>(tokens[bt]) * C + c] + wpe[bt % T * C + c];
   }
   return y;
 }

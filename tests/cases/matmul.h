@@ -101,11 +101,13 @@ inline OpCase matmul_dgelu_case(int64_t M, int64_t N, int64_t K, Op<Matmul> op =
     for (size_t i = 0; i < h.size(); ++i) c[i] *= gelu_slope_of(h[i]);
   };
   made.loss = [=](const Values& v) {  // <dy, gelu(h) w^T>
+    const auto &a = v.at("a"), &h = v.at("h"), &b = v.at("b");
     double sum = 0;
     for (int64_t m = 0; m < M; ++m)
-      for (int64_t n = 0; n < N; ++n)
-        for (int64_t k = 0; k < K; ++k)
-          sum += v.at("a")[m * K + k] * gelu_of(v.at("h")[m * N + n]) * v.at("b")[k * N + n];
+      for (int64_t n = 0; n < N; ++n) {
+        const double y = gelu_of(h[m * N + n]);
+        for (int64_t k = 0; k < K; ++k) sum += a[m * K + k] * y * b[k * N + n];
+      }
     return sum;
   };
   made.gradients = {{"c", "h"}};
