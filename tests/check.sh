@@ -35,9 +35,10 @@ sanitized() {
 # The thread sanitizer over the executor is a racecheck of the CUDA halves: missing barriers, with both source lines. It is
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
-  make -j"$jobs" DEVICE=sim BUILD=build/tsan OPT='-O1 -march=native' EXTRA=-fsanitize=thread \
-    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp model/parameters.cpp model/config.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
+  make -j"$jobs" DEVICE=sim BUILD=build/tsan OPT='-O1 -march=native' TEST_OPT=-O1 EXTRA=-fsanitize=thread \
+    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp json_text.cpp model/parameters.cpp model/config.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
+    TEST_SHARED='tests/op_cases.cpp tests/op_run.cpp tests/attention_oracle.cpp' \
     TEST_SOURCES="tests/test_executor_races.cu tests/test_wrappers.cu tests/test_hopper.cu dev/lab/gemm_wgmma.cu
       tests/test_gpu_ops.cpp tests/test_gpu_attention.cpp" build/tsan/tests/all
 }

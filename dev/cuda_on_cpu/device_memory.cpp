@@ -73,6 +73,14 @@ void set_open(DeviceMemory& m, bool open) {
   m.open = open;
 }
 
+/// After a change of allocation `a`, whose own pages are open: closes all that may be closed. The others'
+/// pages, which most often are, were not touched.
+void close_unless_used(DeviceMemory& m, const Allocation& a) {
+  if (!m.guard || m.users > 0) return;  // `open` is true
+  set_open(m, false);
+  mprotect(a.pages, static_cast<size_t>(a.pages_end - a.pages), PROT_NONE);
+}
+
 void start(DeviceMemory& m) {
   void* range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) fail("no addresses for device memory");
@@ -130,7 +138,6 @@ void* allocate_device(size_t bytes) {
   const size_t room = round_up(std::max<size_t>(bytes, 1), kAlign), pages = round_up(room, kPage);
   char* at = find_gap(m, pages);
   if (at == nullptr) return nullptr;
-  set_open(m, true);
   if (mprotect(at, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
   Allocation a{at + pages - room, bytes, at, at + pages, ++m.count, {}, 0};
   a.depth = backtrace(a.callers, std::size(a.callers));
@@ -139,7 +146,7 @@ void* allocate_device(size_t bytes) {
   m.allocations.emplace(a.pages_end, a);
   m.cursor = a.pages_end + kPage;
   m.in_use += bytes;
-  if (m.guard && m.users == 0) set_open(m, false);
+  close_unless_used(m, a);
   return a.block;
 }
 
@@ -149,11 +156,11 @@ bool free_device(void* block) {
   const auto found = m.allocations.upper_bound(static_cast<char*>(block));
   if (found == m.allocations.end() || found->second.block != block) return false;
   const Allocation a = found->second;
-  set_open(m, true);
+  const auto bytes = static_cast<size_t>(a.pages_end - a.pages);
+  if (!m.open) mprotect(a.pages, bytes, PROT_READ | PROT_WRITE);
   check_canaries(a);
   m.allocations.erase(found);
   m.in_use -= a.bytes;
-  const auto bytes = static_cast<size_t>(a.pages_end - a.pages);
   madvise(a.pages, bytes, MADV_DONTNEED);
   mprotect(a.pages, bytes, PROT_NONE);
   if (m.guard && m.users == 0) set_open(m, false);

@@ -6,6 +6,8 @@
 #include <set>
 #include <stdexcept>
 
+#include "tests/op_cases.h"
+
 namespace {
 /// "B=4,T=1024,in_place" taken apart; what nobody asked for is an error at the end.
 class Sizes {

@@ -21,6 +21,7 @@
 #include "dev/harness/case_run.h"
 #include "dev/harness/cases.h"
 #include "json_text.h"
+#include "tests/op_cases.h"
 
 namespace {
 #ifdef CUDA_ON_CPU

@@ -23,7 +23,7 @@ struct Operand {
   double scale = 1;          // standard deviation of the random values
   double offset = 0;         // mean of the random values
   int64_t below = 0;         // > 0: int32 in [0, below) instead of floats
-  std::string same_as = "";  // shares the memory of this operand: an aliasing that the header allows
+  std::string same_as = {};  // shares the memory of this operand: an aliasing that the header allows
   bool half = false;         // an activation, or a weight that products read: bf16 when the context says so
   DType dtype = DType::f32;  // of the others: f32 or f64
 };
