@@ -166,8 +166,8 @@ int train(const TrainOptions& given, World& world, Watch& watch, const Interrupt
 
 /// One rank's part of a job: what goes wrong on a rank is told to all, and one of them says it.
 int as_rank(double patience, const std::function<int(World&, Watch&, const InterruptGuard&)>& part) {
-  World world(find_launch());
   const InterruptGuard interrupt;  // a launcher that misses one rank sends signals to the others
+  World world(find_launch());
   Watch watch(world.rank(), world.size(), [&](const std::string& text) { return world.gather(text).front(); },
               {.patience = patience});
   try {
