@@ -36,11 +36,20 @@ sanitized() {
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
   make -j"$jobs" DEVICE=sim BUILD=build/tsan OPT='-O1 -march=native' TEST_OPT=-O1 EXTRA=-fsanitize=thread \
-    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp json_text.cpp model/parameters.cpp model/config.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
+    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp json_text.cpp files.cpp \
+      model/parameters.cpp model/config.cpp world/*.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
     TEST_SHARED='tests/op_cases.cpp tests/op_run.cpp tests/attention_oracle.cpp' \
     TEST_SOURCES="tests/test_executor_races.cu tests/test_wrappers.cu tests/test_hopper.cu dev/lab/gemm_wgmma.cu
-      tests/test_gpu_ops.cpp tests/test_gpu_attention.cpp" build/tsan/tests/all
+      tests/test_gpu_ops.cpp tests/test_gpu_attention.cpp tests/test_comm.cpp" build/tsan/tests/all
+}
+# The contract of the communicator between two processes: its thread against the caller's. OpenMPI takes two locks of its own
+# in both orders, in one thread.
+comm_races() {
+  command -v mpirun >/dev/null || { echo 'mpirun is not installed (openmpi-bin)'; return 77; }
+  env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1 \
+    TSAN_OPTIONS='detect_deadlocks=0 atexit_sleep_ms=0' mpirun --quiet --oversubscribe --mca btl self,vader -np 2 \
+    build/tsan/tests/all --gtest_filter='On/Comms.*'
 }
 races='ExecutorRaces.*:Wrappers.*:Hopper.*:GpuBf16.*:GpuF32.*T=3,C=16*:GpuF32.line_*rows=7,*:GpuAttention.NanStaysVisible'
 too_large='*T=11,C=*:*T=4150*:*rows=700*:*C=1032*:*C=6152*'
@@ -59,14 +68,15 @@ check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/tra
 check 'build for the race check' racecheck_build
 check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 build/tsan/tests/all \
   --gtest_filter="$races-$too_large"
+check 'races between the threads of two processes' comm_races
 check 'nvcc for sm_80 and sm_90a: registers, no spills' tests/check_ptxas.sh
 check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-check-self-test
-check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files 60 1
+check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files 30 1
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
   build/sim/tests/all --gtest_filter='Program.KillAtRandomMoments*'
 check 'all experiments of make anthology, tiny' sh -c \
   'rm -rf build/anthology && exec python3 dev/anthology/anthology.py --quick --corpus none --out build/anthology'
-check 'format and lint' make lint
+check 'format and lint' make lint LINT=program
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
