@@ -8,8 +8,20 @@ passed=0 failed=0 skipped=0
 # count FILE WORD: the sum over the processes' summaries, "[  WORD  ] N tests"
 count() { sed -n "s/^\[  $2 *\] \([0-9]*\) test.*/\1/p" "$1" | awk '{ sum += $1 } END { print sum + 0 }'; }
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+log=$folder/all
+
+# script FILE: a program with a status of its own: 0 passed, 77 skipped, else failed.
+script() {
+  name=$(basename "$1")
+  TRAIN_GPT=$program BUILD=$build "$1" >"$folder/$name" 2>&1
+  echo $? >"$folder/$name.status"
+}
+# These use one core and depend on no time: beside the rest. The others have the machine to themselves.
+calm='tests/test_anthology.sh tests/test_plan.sh tests/test_readme.sh tests/test_transformers.sh'
+(for file in $calm; do script "$file"; done) &
+
 TRAIN_GPT=$program TRAIN_GPT_GPU=$PWD/$build/train_gpt tests/gtest.sh "$build/tests/all" >"$log" 2>&1
 status=$?
 grep -E '^\[  FAILED  \]|: Failure$|^\[  SKIPPED \]' "$log"
@@ -20,14 +32,14 @@ n=$(count "$log" 'SKIPPED'); skipped=$((skipped + ${n:-0}))
 # A crash leaves no summary: that is a failure too.
 if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then failed=1; fi
 
-# Programs with a status of their own: 0 passed, 77 skipped, else failed.
-for script in tests/test_*.sh; do
-  TRAIN_GPT=$program BUILD=$build "$script" >"$log" 2>&1
-  status=$?
-  case $status in
+wait
+for file in tests/test_*.sh; do
+  name=$(basename "$file")
+  [ -e "$folder/$name.status" ] || script "$file"
+  case $(cat "$folder/$name.status") in
     0) passed=$((passed + 1)) ;;
-    77) skipped=$((skipped + 1)); echo "$script: $(tail -n 1 "$log")" ;;
-    *) failed=$((failed + 1)); echo "$script failed:"; tail -n 50 "$log" ;;
+    77) skipped=$((skipped + 1)); echo "$file: $(tail -n 1 "$folder/$name")" ;;
+    *) failed=$((failed + 1)); echo "$file failed:"; tail -n 50 "$folder/$name" ;;
   esac
 done
 
