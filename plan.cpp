@@ -13,7 +13,8 @@ double mebibytes(int64_t bytes) {
 }
 
 /// What a run takes, or a rank of it, line by line, before anything is allocated. Where this is one process
-/// that only asks about `ranks`, it is the most that any of them would take.
+/// that only asks about `ranks`, it is the most that any of them would take. `real` is the model that the
+/// optimizer has shared out; `model` may be the same with another batch.
 std::vector<MemoryLine> memory_plan(const Gpt& model, const Gpt& real, const Optimizer& optimizer,
                                     const Telemetry& telemetry, int ranks) {
   const Context& ctx = model.context();

@@ -4,7 +4,7 @@
 //   floor = products' FLOPs / rate of a large product + LAPACK's FLOPs / half that rate
 //         + bytes / rate of a large copy
 //
-// LAPACK works in float64, on one core. FLOPs are 2 M N K of every product that the rule makes, symmetric
+// LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric
 // ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
 // twice (once for the global norm), weight and every tensor of state read and written once. Rules refresh
 // roots and bases now and then; the mean over 10 steps counts, each of them the best of a few rounds, as the

@@ -3,12 +3,13 @@
 //   x = wte[token] + wpe[t]
 //   for each layer:  x = x + proj(attention(qkv(LN1(x))))
 //                    x = x + proj(gelu(fc(LN2(x))))
-//   logits = LNf(x) head^T, head = wte or a matrix of its own,   loss = mean over tokens of -log
-//   softmax(logits)[target]
+//   logits = LNf(x) head^T,   loss = mean over tokens of -log softmax(logits)[target]
+//
+// where head is wte, or with ModelConfig::tied = false a matrix of its own.
 //
 // Radford et al. 2019; the gradients are derived by hand in each operation's header. The residual addition is
 // part of the layernorm that follows it. The logits exist only for a chunk of rows at a time: the chunk is
-// multiplied out, turned into its own gradient in place and folded into dx and dwte before the next one.
+// multiplied out, turned into its own gradient in place and folded into dx and dhead before the next one.
 //
 // Runs where its Context does. Activations and their gradients are stored as ctx.dtype; weights and their
 // gradients are float32, with a copy in ctx.dtype for the products (parameters.h). Statistics and losses are

@@ -46,7 +46,7 @@ struct Parameter {
   bool is_matrix() const { return shape.rank() == 2; }
   /// Embeddings and positions are stored (vocab, C): the transpose of the paper's (out, in) = (C, vocab).
   bool stored_transposed() const { return role == Role::embedding || role == Role::position; }
-  /// Rows [first, first + rows) of the float32 values, which must be here, in one piece.
+  /// Rows [first, first + rows) of the float32 values; std::logic_error unless they are here, in one piece.
   Tensor master(int64_t first, int64_t rows) const;
   /// With the padding rows: (padded_rows, C).
   Tensor padded_value() const { return padded(value); }

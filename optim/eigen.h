@@ -14,7 +14,8 @@
 // for instance, R[k][k] is 0 and column k of Q is a unit vector orthogonal to the others that X does not
 // decide; for X = 0, Q is the first r columns of the identity.
 //
-// A NaN or infinity anywhere makes every result NaN. Deterministic.
+// A NaN or infinity anywhere makes every result NaN. Deterministic for a given number of threads, which
+// OpenBLAS makes use of.
 //
 // FLOPs, for profiles (Golub & Van Loan, "Matrix Computations", chapters 5 and 8): eigenvalues and
 // eigenvectors 4 2/3 n^3, of which 4/3 make the matrix tridiagonal, 4/3 are the most that divide and conquer

@@ -47,8 +47,10 @@ def groups_of(files):
 
 
 def tidy(path, flags):
-    run = subprocess.run(["clang-tidy", "--quiet", "--warnings-as-errors=*", "--config-file=.clang-tidy", path, "--", *flags], text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    run = subprocess.run(["clang-tidy", "--quiet", "--warnings-as-errors=*", "--config-file=.clang-tidy", path, "--", *flags],
+                         text=True, capture_output=True)
+    if run.returncode != 0 and not run.stdout.strip():  # a crash, or options that it does not know
+        return f"{path}: clang-tidy ended with status {run.returncode}: {run.stderr[-2000:]}\n"
     return run.stdout
 
 

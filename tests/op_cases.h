@@ -1,6 +1,6 @@
 // The one table of operation cases: which sizes of which operation are tested, and which are timed. Read by
 // the tests of both devices (test_ops.cpp, test_gpu_ops.cpp) and by dev/harness. To cover a new operation,
-// copy tests/cases/gelu.h: a function that makes a case of given sizes; and list sizes here.
+// copy tests/cases/gelu.h: a function that makes a case of given sizes; and list sizes in op_cases.cpp.
 #pragma once
 
 #include "tests/cases/op_case.h"

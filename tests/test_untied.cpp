@@ -78,15 +78,20 @@ TEST_P(Untied, TheHeadAloneReadsItsWeight) {
   EXPECT_TRUE(std::ranges::all_of(wte, [](float x) { return x == 0; }));
 }
 
+/// The folder of a checkpoint of this model.
+std::string save(Gpt& gpt, const TemporaryFolder& folder) {
+  return save_checkpoint({.out = folder.path(),
+                          .step = 1,
+                          .config = gpt.config(),
+                          .parameters = gpt.parameters(),
+                          .optimizer = {},
+                          .state = nlohmann::json::object()});
+}
+
 TEST_P(Untied, CheckpointsHoldTheHead) {
   const TemporaryFolder folder;
   Model untied(GetParam(), false);
-  const std::string saved = save_checkpoint({.out = folder.path(),
-                                             .step = 1,
-                                             .config = untied.gpt.config(),
-                                             .parameters = untied.gpt.parameters(),
-                                             .optimizer = {},
-                                             .state = nlohmann::json::object()});
+  const std::string saved = save(untied.gpt, folder);
   const ModelConfig config = load_config(saved);
   EXPECT_FALSE(config.tied);
   Model loaded(GetParam(), false);
@@ -101,12 +106,7 @@ TEST_P(Untied, CheckpointsHoldTheHead) {
 TEST_P(Untied, AHeadBeginsAsTheEmbeddingOfATiedFile) {
   const TemporaryFolder folder;
   Model tied(GetParam(), true), untied(GetParam(), false);
-  const std::string saved = save_checkpoint({.out = folder.path(),
-                                             .step = 1,
-                                             .config = tied.gpt.config(),
-                                             .parameters = tied.gpt.parameters(),
-                                             .optimizer = {},
-                                             .state = nlohmann::json::object()});
+  const std::string saved = save(tied.gpt, folder);
   load_parameters(saved, untied.gpt.parameters());
   EXPECT_EQ(untied.values(untied.gpt.parameters().at("lm_head.weight").value),
             tied.values(tied.gpt.parameters().at("wte.weight").value));
