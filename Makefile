@@ -138,8 +138,8 @@ SOURCES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 format:
 	clang-format -i $(SOURCES)
 
-# clang-tidy 14 cannot read std::source_location, which the executor is made of. LINT=program leaves out the tests, which take
-# longer than all the rest.
+# clang-tidy 14 cannot read std::source_location, which the executor is made of. LINT=program leaves out the tests, for
+# make check, which has little time.
 LINTED = $(filter-out dev/cuda_on_cpu/% $(if $(filter program,$(LINT)),tests/%),$(filter %.cpp,$(SOURCES)))
 lint:
 	@clang-format --dry-run -Werror $(SOURCES)
