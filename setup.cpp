@@ -250,6 +250,7 @@ std::optional<std::string> checkpoint_to_resume(const TrainOptions& options, Com
                                    options.out));
     return std::nullopt;
   }
+  discard_unfinished(comm, options.out);
   for (const std::string& line : passed_over)
     fmt::print(stderr, "train_gpt: warning: passed over {}\n", line);
   return newest;

@@ -253,6 +253,15 @@ std::optional<std::string> newest_checkpoint(Comm& comm, const std::string& out,
   return found;
 }
 
+void discard_unfinished(Comm& comm, const std::string& out) {
+  by_rank_0(comm, [&] {
+    const std::string parent = folder_of_run(out);
+    if (!fs::exists(parent)) return;
+    const FolderLock lock(parent);
+    remove_stale(parent);
+  });
+}
+
 void expect_shared(Comm& comm, const std::string& folder) {
   if (comm.alone()) return;
   const std::string path = folder + "/shared", mark = broadcast_text(comm, new_mark());

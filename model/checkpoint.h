@@ -7,7 +7,7 @@
 //   tokenizer.json                   when known
 // The folder is written as step-00000500.tmp, every file and the folder are synced, then it is renamed: what
 // has the name is complete. A crash at any moment leaves the older checkpoints and at most one .tmp, removed
-// by the next save.
+// by the next save or resume.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,9 @@ std::optional<std::string> newest_checkpoint(const std::string& out,
 /// wrong on one rank, all throw; among these, a rank that sees other files in that folder.
 std::optional<std::string> newest_checkpoint(Comm& comm, const std::string& out,
                                              std::vector<std::string>* passed_over = nullptr);
+/// Removes what a crash in the middle of a save under OUT left; all ranks, for the start of a resumed run.
+/// RunError when another process is saving there.
+void discard_unfinished(Comm& comm, const std::string& out);
 /// RunError on all ranks when one of them sees another folder under this name than rank 0 does: its share of
 /// a checkpoint would be lost. For the start of a run; leaves nothing.
 void expect_shared(Comm& comm, const std::string& folder);
