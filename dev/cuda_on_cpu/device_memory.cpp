@@ -66,11 +66,14 @@ void print_callers(const Allocation& a) {
 }
 
 // --------------------------------------------------------------------------------------------- open, closed
+void set_pages(char* from, char* to, bool open) {
+  mprotect(from, static_cast<size_t>(to - from), open ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
 void set_open(DeviceMemory& m, bool open) {
   if (m.open == open) return;
-  for (const auto& [end, a] : m.allocations)
-    mprotect(a.pages, static_cast<size_t>(a.pages_end - a.pages), open ? PROT_READ | PROT_WRITE : PROT_NONE);
   m.open = open;
+  for (const auto& [end, a] : m.allocations) set_pages(a.pages, a.pages_end, open);
 }
 
 /// After a change of allocation `a`, whose own pages are open: closes all that may be closed. The others'
@@ -78,12 +81,19 @@ void set_open(DeviceMemory& m, bool open) {
 void close_unless_used(DeviceMemory& m, const Allocation& a) {
   if (!m.guard || m.users > 0) return;  // `open` is true
   set_open(m, false);
-  mprotect(a.pages, static_cast<size_t>(a.pages_end - a.pages), PROT_NONE);
+  set_pages(a.pages, a.pages_end, false);
+}
+
+/// Pages of allocations count as worth dumping and those between them do not: with unequal flags the kernel
+/// need not join a closed allocation with its neighbours, only to split them at the next opening.
+void set_apart(void* pages, size_t bytes, bool allocated) {
+  madvise(pages, bytes, allocated ? MADV_DODUMP : MADV_DONTDUMP);
 }
 
 void start(DeviceMemory& m) {
   void* range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) fail("no addresses for device memory");
+  set_apart(range, kRangeBytes, false);
   m.range = m.cursor = static_cast<char*>(range);
   explain_crashes();
   if (const char* wish = std::getenv("CUDA_ON_CPU_GUARD")) m.guard = std::atoi(wish) != 0;
@@ -139,6 +149,7 @@ void* allocate_device(size_t bytes) {
   char* at = find_gap(m, pages);
   if (at == nullptr) return nullptr;
   if (mprotect(at, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
+  set_apart(at, pages, true);
   Allocation a{at + pages - room, bytes, at, at + pages, ++m.count, {}, 0};
   a.depth = backtrace(a.callers, std::size(a.callers));
   std::memset(a.block, kPoisonByte, bytes);
@@ -156,13 +167,13 @@ bool free_device(void* block) {
   const auto found = m.allocations.upper_bound(static_cast<char*>(block));
   if (found == m.allocations.end() || found->second.block != block) return false;
   const Allocation a = found->second;
-  const auto bytes = static_cast<size_t>(a.pages_end - a.pages);
-  if (!m.open) mprotect(a.pages, bytes, PROT_READ | PROT_WRITE);
+  if (!m.open) set_pages(a.pages, a.pages_end, true);
   check_canaries(a);
   m.allocations.erase(found);
   m.in_use -= a.bytes;
-  madvise(a.pages, bytes, MADV_DONTNEED);
-  mprotect(a.pages, bytes, PROT_NONE);
+  madvise(a.pages, static_cast<size_t>(a.pages_end - a.pages), MADV_DONTNEED);
+  set_pages(a.pages, a.pages_end, false);
+  set_apart(a.pages, static_cast<size_t>(a.pages_end - a.pages), false);
   if (m.guard && m.users == 0) set_open(m, false);
   return true;
 }
