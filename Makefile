@@ -15,6 +15,8 @@ endif
 DEVICE   ?= $(if $(filter 1,$(CUDA)),cuda,cpu)
 BUILD    ?= build/$(DEVICE)
 OPT      ?= -O2 -march=native
+# The arithmetic is worth the compiler's time; the tests are not.
+HOT_OPT  ?= $(subst -O2,-O3,$(OPT))
 TEST_OPT ?= -O0
 WARN     := -Wall -Wextra -Werror
 # No fast-math: a NaN must stay a NaN. These two only promise that nobody reads errno or traps after maths.
@@ -43,6 +45,8 @@ ABSENT       := $(if $(filter 0,$(HAVE_MPI)),$(MPI_SOURCES)) $(if $(filter 0,$(H
 
 LIB_SOURCES  ?= $(wildcard *.cpp world/*.cpp model/*.cpp model/kernels/*.cpp optim/*.cpp data/*.cpp)
 TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wildcard tests/test_*.cpp))
+# Where the objects of tests/*.cpp lie: a build with sanitizers may take those of another one, without them.
+TESTS_FROM   ?= $(BUILD)
 # What several tests share, and the table of cases with their oracles, which the harness times, too.
 TEST_SHARED  ?= $(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.cpp))
 CUDA_SOURCES := $(wildcard model/kernels/*.cu optim/*.cu)
@@ -56,7 +60,10 @@ ifeq ($(DEVICE),sim)
 LIB_SOURCES  += $(filter-out model/kernels/%_cublaslt.cu,$(CUDA_SOURCES)) $(wildcard dev/cuda_on_cpu/*.cpp)
 TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
 CXXFLAGS += -DCUDA_ON_CPU -Wno-unknown-pragmas
-# A build for tests: g++ may take 650 MB before it collects garbage, which saves a tenth of its time.
+# A build for tests: little time for what is not arithmetic.
+HOT_OPT  := $(HOT_OPT)
+override OPT := $(subst -O2,-O1,$(OPT))
+# g++ may take 650 MB before it collects garbage, which saves a tenth of its time.
 CXXFLAGS += --param ggc-min-heapsize=2000000 --param ggc-min-expand=400
 else ifeq ($(DEVICE),cuda)
 LIB_SOURCES  += $(CUDA_SOURCES)
@@ -154,7 +161,9 @@ train_gpt: $(BUILD)/train_gpt
 $(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-$(BUILD)/tests/all: $(call objects,$(TEST_SOURCES) $(TEST_SHARED)) $(call objects,$(LIB_SOURCES))
+# The program comes first: of an inline function that both have, the linker takes the program's, with its sanitizers.
+$(BUILD)/tests/all: $(call objects,$(LIB_SOURCES) $(filter %.cu,$(TEST_SOURCES))) \
+    $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(filter %.cpp,$(TEST_SOURCES) $(TEST_SHARED))))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lgtest -lgtest_main -lpthread -o $@
 
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
@@ -167,11 +176,11 @@ HARNESS_SOURCES := tests/op_cases.cpp tests/attention_oracle.cpp $(wildcard dev/
 $(BUILD)/harness: $(call objects,$(HARNESS_SOURCES)) $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lbenchmark -lpthread -o $@
 
-# The arithmetic is worth the compiler's time, and the oracles are loops, too; the rest is not.
-$(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: private OPT := $(subst -O2,-O3,$(OPT))
-$(BUILD)/tests/%.o $(BUILD)/precompiled_tests.h.gch: private OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
+# The executor's loops and the oracles' are arithmetic, too.
+$(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o $(BUILD)/dev/%.o: private override OPT := $(HOT_OPT)
+$(BUILD)/tests/%.o $(BUILD)/precompiled_tests.h.gch: private override OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
 ORACLES := $(addprefix tests/,op_cases.cpp op_run.cpp attention_oracle.cpp optim_golden.cpp)
-$(call objects,$(ORACLES)): private OPT := $(OPT)
+$(call objects,$(ORACLES)): private override OPT := $(HOT_OPT)
 
 # What most files include, parsed once: a fifth of the compiler's time. Every file includes what it uses all the same; lint,
 # which reads them without this, would see it.

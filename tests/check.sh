@@ -27,15 +27,17 @@ check() {
 
 # Address and undefined-behaviour sanitizers over all tests and the fuzzer; with the executor that is a memcheck of every
 # CUDA half. One thread order is enough to see a bad address. The BLAS of LAPACK is not ours; leaks are checked.
+# The tests' own .cpp files go without them, which halves the build: what the program does to their memory is seen all the
+# same.
 sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all'
 sanitized() {
-  make -j"$jobs" DEVICE=sim BUILD=build/asan OPT='-O1 -march=native' TEST_OPT=-O0 EXTRA="$sanitize" build/asan/train_gpt \
-    build/asan/tests/all build/asan/tests/fuzz_files
+  make -j"$jobs" DEVICE=sim BUILD=build/asan TESTS_FROM=build/sim OPT='-Og -march=native' HOT_OPT='-O1 -march=native' \
+    EXTRA="$sanitize" build/asan/train_gpt build/asan/tests/all build/asan/tests/fuzz_files
 }
 # The thread sanitizer over the executor is a racecheck of the CUDA halves: missing barriers, with both source lines. It is
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
-  make -j"$jobs" DEVICE=sim BUILD=build/tsan OPT='-O1 -march=native' TEST_OPT=-O1 EXTRA=-fsanitize=thread \
+  make -j"$jobs" DEVICE=sim BUILD=build/tsan TESTS_FROM=build/sim OPT='-O1 -march=native' EXTRA=-fsanitize=thread \
     LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/qk_clip.cpp keyed.cpp json_text.cpp files.cpp \
       model/parameters.cpp model/config.cpp world/*.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
@@ -50,6 +52,15 @@ comm_races() {
   env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1 \
     TSAN_OPTIONS='detect_deadlocks=0 atexit_sleep_ms=0' mpirun --quiet --oversubscribe --mca btl self,vader -np 2 \
     build/tsan/tests/all --gtest_filter='On/Comms.*'
+}
+# Half a minute in all, shared by the cores.
+fuzz() {
+  processes=
+  for seed in $(seq "$jobs"); do
+    build/asan/tests/fuzz_files $(((29 + jobs) / jobs)) "$seed" &
+    processes="$processes $!"
+  done
+  for process in $processes; do wait "$process" || return 1; done
 }
 races='ExecutorRaces.*:Wrappers.*:Hopper.*:GpuBf16.*:GpuF32.*T=3,C=16*:GpuF32.line_*rows=7,*:GpuAttention.NanStaysVisible'
 too_large='*T=11,C=*:*T=4150*:*rows=700*:*C=1032*:*C=6152*'
@@ -66,12 +77,12 @@ check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 test
 check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
   TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*:ProgramRanks*'
 check 'build for the race check' racecheck_build
-check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 build/tsan/tests/all \
+check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 tests/gtest.sh build/tsan/tests/all \
   --gtest_filter="$races-$too_large"
 check 'races between the threads of two processes' comm_races
-check 'nvcc for sm_80 and sm_90a: registers, no spills' tests/check_ptxas.sh
+check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 HOT_OPT=-O0 tests/check_ptxas.sh build/ptxas
 check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-check-self-test
-check 'fuzzing shards, safetensors, JSON and options' build/asan/tests/fuzz_files 30 1
+check 'fuzzing shards, safetensors, JSON and options' fuzz
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
   build/sim/tests/all --gtest_filter='Program.KillAtRandomMoments*'
 check 'all experiments of make anthology, tiny' sh -c \
