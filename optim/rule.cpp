@@ -146,6 +146,20 @@ void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleSte
   smooth(ctx, list);
 }
 
+std::vector<Tensor> Smoothing::smoothed(Context& ctx, std::span<const Block> blocks,
+                                        const RuleStep& step) const {
+  std::vector<Tensor> values;
+  std::vector<Smooth> list;
+  for (const Block& block : blocks) {
+    list.push_back(operation(block, step));
+    Smooth& entry = list.back();
+    values.push_back(entry.m && !looks_ahead(entry) ? entry.m : block.grad);
+    if (values.back().data == entry.m.data) entry.u = {};
+  }
+  if (beta != 0) smooth(ctx, list);
+  return values;
+}
+
 void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks,
                          const RuleStep& step) const {
   std::vector<Smooth> list;

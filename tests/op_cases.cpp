@@ -113,6 +113,19 @@ std::vector<OpCase> test_cases() {
           add(line_norms_case({batch, rows, cols, lines, q, dtype}));
           add(line_duals_case({batch, rows, cols, lines, q, dtype, in_place}));
         }
+  // Rows of a warp and of several blocks on a GPU, rows that threads share on the CPU, and slabs of columns.
+  for (const Lines lines : {Lines::rows, Lines::columns})
+    for (const UnitInto to : {UnitInto::u, UnitInto::g, UnitInto::w, UnitInto::cautious})
+      for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                       {5, 33},
+                                       {130, 260},
+                                       {3, 8196},
+                                       {1, 70001},
+                                       {2, 65540},
+                                       {517, 36}}) {
+        add(unit_lines_case(lines, rows, cols, to));
+        add(in_float64(unit_lines_case(lines, rows, cols, to)));
+      }
   for (const char* op : {"sum_of_squares", "dot", "sum_abs", "max_abs"})
     for (int64_t n : {1, 15, 1025, 300000}) {
       add(whole_tensor_case(op, n));
@@ -200,7 +213,10 @@ std::vector<OpCase> training_cases(const TrainingSizes& sizes) {
                             norms_case(true, Vp, C),
                             norms_case(false, 4 * C, C),
                             scale_case(true, Vp, C, true, true),
-                            scale_case(false, 4 * C, C, true, true)};
+                            scale_case(false, 4 * C, C, true, true),
+                            unit_lines_case(Lines::rows, 4 * C, C, UnitInto::w),
+                            unit_lines_case(Lines::columns, 4 * C, C, UnitInto::w),
+                            unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

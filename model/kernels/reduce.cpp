@@ -1,12 +1,12 @@
 #include "model/kernels/reduce.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <type_traits>
 
+#include "model/kernels/multiplier.h"
 #include "model/kernels/reduce_plan.h"
-#include "model/kernels/simd.h"
+#include "model/kernels/sums.h"
 
 static_assert(whole_scratch_bytes() == kWholeParts * int64_t{sizeof(double)});
 
@@ -25,18 +25,7 @@ int64_t col_norms_scratch_bytes(int64_t rows, int64_t cols) {
 }
 
 namespace {
-constexpr int64_t kParts = 256;  // partial sums of a whole tensor, whatever its size: no memory to reserve
-constexpr int64_t kPartGrain = 1024;      // elements; a part is a multiple
 constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs more than it helps
-
-/// sum of a[i] b[i] in float64.
-template <typename T>
-double sum_of_products(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
 
 /// sum |x[i]| in float64.
 template <typename T>
@@ -44,22 +33,6 @@ double sum_of_sizes(const T* x, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]));
-  return sum;
-}
-
-/// The sum over a whole tensor of n elements, cut into parts by its size alone: part_sum(start, count) for
-/// each.
-template <typename PartSum>
-double sum_by_parts(Context& ctx, int64_t n, const PartSum& part_sum) {
-  const int64_t part = (n / kParts + kPartGrain) / kPartGrain * kPartGrain;
-  const int64_t parts = (n + part - 1) / part;
-  std::array<double, kParts> sums{};
-  double* out = sums.data();
-  parallel_for(ctx, parts, std::max<int64_t>(1, kElementGrain / part), [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p) out[p] = part_sum(p * part, std::min(part, n - p * part));
-  });
-  double sum = 0;
-  for (int64_t p = 0; p < parts; ++p) sum += out[p];
   return sum;
 }
 
@@ -99,8 +72,8 @@ double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
 double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
   return for_real_type(left.dtype, [&]<typename T>(T) {
     const T *a = reals_of<T>(left), *b = reals_of<T>(right);
-    return sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
-      return sum_of_products(a + start, b + start, count);
+    return cpu::sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
+      return cpu::sum_of_products(a + start, b + start, count);
     });
   });
 }
@@ -108,8 +81,8 @@ double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
 double cpu::sum_abs(Context& ctx, const Tensor& tensor) {
   return for_real_type(tensor.dtype, [&]<typename T>(T) {
     const T* x = reals_of<T>(tensor);
-    return sum_by_parts(ctx, tensor.size(),
-                        [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+    return cpu::sum_by_parts(ctx, tensor.size(),
+                             [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
   });
 }
 
@@ -142,7 +115,7 @@ void norms_of_rows(Context& ctx, const RowNorms& args) {
   T* norms = reals_of<T>(args.norms);
   parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      norms[r] = static_cast<T>(std::sqrt(sum_of_products(x + r * cols, x + r * cols, cols)));
+      norms[r] = static_cast<T>(std::sqrt(cpu::sum_of_products(x + r * cols, x + r * cols, cols)));
     }
   });
 }
@@ -174,14 +147,6 @@ void norms_of_cols(Context& ctx, const ColNorms& args) {
 #pragma omp simd
     for (int64_t c = begin; c < end; ++c) norms[c] = static_cast<T>(std::sqrt(squares[c]));
   });
-}
-
-template <typename T>
-inline Multiplier<T> multiplier(T scale, T factor, bool divide) {
-  if (!divide) return {1, factor * scale};
-  if (scale == T(0)) return {1, 0};
-  const T lift = scale < 1 / Multiplier<T>::kLift ? Multiplier<T>::kLift : T(1);
-  return {lift, factor / (scale * lift)};
 }
 
 template <typename T>
