@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "model/kernels/reduce.h"
+#include "optim/escape_sums.h"
 #include "optim/power.h"
 #include "optim/update.h"
 
@@ -97,7 +97,8 @@ Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step) {
 double measure_along(Context& ctx, std::span<const Block> blocks) {
   double along = 0;
   for (const Block& block : blocks)
-    if (block.anchor) along += dot(ctx, block.grad, block.anchor) - dot(ctx, block.grad, block.weight);
+    if (block.anchor)
+      along += escape_sums(ctx, {.g = block.grad, .w = block.weight, .start = block.anchor}).along;
   return along;
 }
 

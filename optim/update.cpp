@@ -47,9 +47,9 @@ template <bool kFirst, bool kSecond, typename T>
 struct Adam {
   T *m, *v;
   const T* g;
-  T scale, beta1, beta2, eps, inverse1, inverse2;
+  T gain, scale, beta1, beta2, eps, inverse1, inverse2;
   T operator()(int64_t i) const {
-    const T x = scale * g[i];
+    const T x = scale * (gain * g[i]);
     T first = x;
     T root = std::fabs(x);  // not sqrt(x * x), which underflows
     if constexpr (kFirst) m[i] = first = beta1 * m[i] + (T(1) - beta1) * x;
@@ -102,6 +102,7 @@ void adam_one(Context& ctx, const AdamDirection& a, T scale) {
                   Adam<kFirst, kSecond, T>{.m = reals_of<T>(a.m),
                                            .v = reals_of<T>(a.v),
                                            .g = reals_of<T>(a.g),
+                                           .gain = static_cast<T>(a.gain),
                                            .scale = scale,
                                            .beta1 = static_cast<T>(a.beta1),
                                            .beta2 = static_cast<T>(a.beta2),

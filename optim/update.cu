@@ -87,7 +87,7 @@ struct AdamEntry {
   int64_t n;
   Guards guards;
   Target<T> into;
-  T beta1, beta2, eps, inverse1, inverse2;
+  T gain, beta1, beta2, eps, inverse1, inverse2;
   bool wide;
 };
 
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kChunkThreads)
     const Pack<T, N> w = load_weights<N>(a.into, i);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const T x = scale * u.v[k];
+      const T x = scale * (a.gain * u.v[k]);
       m.v[k] = a.m != nullptr ? a.beta1 * m.v[k] + (T(1) - a.beta1) * x : x;
       T root = size_of(x);  // not sqrt(x * x), which underflows
       if (a.v != nullptr) {
@@ -214,6 +214,7 @@ void adam_all(Context& ctx, std::span<const AdamDirection> list) {
                          .n = a.g.size(),
                          .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
                          .into = target_of<T>(a.into),
+                         .gain = static_cast<T>(a.gain),
                          .beta1 = static_cast<T>(a.beta1),
                          .beta2 = static_cast<T>(a.beta2),
                          .eps = static_cast<T>(a.eps),

@@ -131,6 +131,11 @@ std::vector<OpCase> test_cases() {
       add(whole_tensor_case(op, n));
       add(in_float64(whole_tensor_case(op, n)));
     }
+  for (int64_t n : {1, 15, 1025, 300003})
+    for (bool sums : {false, true}) {
+      add(escape_sums_case(n, sums));
+      add(in_float64(escape_sums_case(n, sums)));
+    }
   for (int64_t n : {1, 33, 5000})
     for (bool accumulate : {false, true}) add(mean_case(n, accumulate));
   // One tensor, some of odd sizes, larger than a chunk, and more than the arguments of a launch list.
@@ -216,7 +221,8 @@ std::vector<OpCase> training_cases(const TrainingSizes& sizes) {
                             scale_case(false, 4 * C, C, true, true),
                             unit_lines_case(Lines::rows, 4 * C, C, UnitInto::w),
                             unit_lines_case(Lines::columns, 4 * C, C, UnitInto::w),
-                            unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w)};
+                            unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w),
+                            escape_sums_case(4 * C * C, true)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

@@ -1,4 +1,4 @@
-// Lines of one length: moved in one pass as in two, bit for bit, for any
+// Lines of one length, and the sums of an escape velocity: moved in one pass as in two, bit for bit, for any
 // number of threads, and what is special: NaN, infinity, denormals. On both devices.
 #include "optim/unit_lines.h"
 
@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 
+#include "optim/escape_sums.h"
 #include "tests/op_run.h"
 
 namespace {
@@ -101,15 +102,19 @@ TEST_P(UnitLinesOn, AGuardThatIsNaNWritesNothing) {
 TEST_P(UnitLinesOn, TheSameForAnyNumberOfThreads) {
   for (const Shape& shape : {Shape{600, 260}, Shape{2, 200003}}) {
     std::vector<std::vector<std::vector<double>>> all;
+    std::vector<double> sums;
     for (const int threads : {1, 2, 3}) {
       use(ctx, threads);
       for (const Lines lines : kBoth) {
         const Operands o(ctx, shape, DType::f32);
         unit_lines(ctx, {.u = o.u, .g = o.g, .lines = lines, .into = o.into(true)});
         all.push_back(o.values(ctx));
+        const Measured found = escape_sums(ctx, {.g = o.g, .w = o.w, .start = o.g, .s = o.u, .beta = 0.5});
+        sums.insert(sums.end(), {found.along, found.dual});
       }
     }
     for (size_t i = 2; i < all.size(); ++i) EXPECT_EQ(all[i], all[i - 2]);
+    for (size_t i = 4; i < sums.size(); ++i) EXPECT_EQ(sums[i], sums[i - 4]);
   }
 }
 
@@ -147,6 +152,19 @@ TEST_P(UnitLinesOn, WrongOperandsAreErrors) {
   EXPECT_THROW(unit_lines(ctx, {.g = o.g, .lines = Lines::rows, .into = {.w = small.w}}), ShapeError);
   EXPECT_THROW(unit_lines(ctx, {.g = o.g, .lines = Lines::rows, .into = {.copy = o.copy}}), ShapeError);
   EXPECT_THROW(unit_lines(ctx, {.u = o.u, .g = o.g.view({48}), .lines = Lines::rows}), ShapeError);
+  EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = small.w, .start = o.u}), ShapeError);
+  EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = o.w, .start = wide.u}), ShapeError);
+  EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = o.w, .start = {}}), ShapeError);
+}
+
+TEST_P(UnitLinesOn, ANaNReachesTheSums) {
+  const Operands o(ctx, {7, 300}, DType::f32);
+  std::vector<double> g = get(ctx, o.g);
+  g[1234] = kNaN;
+  put(ctx, o.g, g);
+  const Measured found = escape_sums(ctx, {.g = o.g, .w = o.w, .start = o.u, .s = o.u.view({2100})});
+  EXPECT_TRUE(std::isnan(found.along));
+  EXPECT_TRUE(std::isnan(found.dual));
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, UnitLinesOn,

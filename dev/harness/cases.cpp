@@ -221,6 +221,7 @@ const std::vector<Maker>& makers() {
                                 : s.word("cautious") ? UnitInto::cautious
                                                      : UnitInto::u);
        }},
+      {{"escape_sums", "n", "s"}, [](Sizes& s, V) { return escape_sums_case(s["n"], s.word("s")); }},
       {{"line_norms", "batch,rows,cols,num,den", "columns f64"},
        [](Sizes& s, V) { return line_norms_case(lines_of(s)); }},
       {{"line_duals", "batch,rows,cols,num,den", "columns f64 in_place"},

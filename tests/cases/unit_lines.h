@@ -1,8 +1,10 @@
-// Cases: Directions whose lines have one length.
+// Cases: Directions whose lines have one length, and the sums of an escape velocity.
 #pragma once
 
+#include "optim/escape_sums.h"
 #include "optim/unit_lines.h"
 #include "tests/cases/op_case.h"
+#include "tests/cases/reduce.h"
 
 /// Where the direction goes: kept in u, kept in g, or into a weight without and with decay where it agrees.
 enum class UnitInto { u, g, w, cautious };
@@ -57,4 +59,41 @@ inline OpCase unit_lines_case(Lines lines, int64_t rows, int64_t cols, UnitInto 
               },
           .scratch_bytes =
               [=](const Context&) { return unit_lines_scratch_bytes(rows, cols, lines, DType::f64); }};
+}
+
+/// `sums`: with a running sum of gradients.
+inline OpCase escape_sums_case(int64_t n, bool sums) {
+  OpCase made{.name = case_name("escape_sums", {{"n", n}}) + (sums ? ",s" : ""),
+              .operands = {{.name = "g", .shape = {n}},
+                           {.name = "w", .shape = {n}},
+                           {.name = "start", .shape = {n}, .offset = 0.5},
+                           {.name = "s", .shape = {n}, .output = true},
+                           {.name = "along", .shape = {1}, .output = true},
+                           {.name = "dual", .shape = {1}, .output = true}},
+              .run =
+                  [=](Context& ctx, const Tensors& t) {
+                    const Measured found = escape_sums(ctx, {.g = t.at("g"),
+                                                             .w = t.at("w"),
+                                                             .start = t.at("start"),
+                                                             .s = sums ? t.at("s") : Tensor{},
+                                                             .beta = 0.875,
+                                                             .gain = 0.25});
+                    put_number(ctx, t.at("along"), found.along);
+                    put_number(ctx, t.at("dual"), found.dual);
+                  },
+              .oracle =
+                  [=](Values& v) {
+                    double along = 0, dual = 0;
+                    for (int64_t i = 0; i < n; ++i) {
+                      along += v["g"][i] * (v["start"][i] - v["w"][i]);
+                      if (!sums) continue;
+                      v["s"][i] = 0.875 * v["s"][i] + 0.25 * v["g"][i];
+                      dual += std::abs(v["s"][i]);
+                    }
+                    v["along"][0] = along, v["dual"][0] = dual;
+                  },
+              .tolerance = 1e-6,
+              .bytes = (sums ? 20.0 : 12.0) * n,
+              .scratch_bytes = [](const Context&) { return whole_scratch_bytes(); }};
+  return made;
 }
