@@ -19,12 +19,12 @@ struct OfRow {
   T operator()(int64_t i) const { return g[i] * by.lift * by.scale; }
 };
 
-/// A row whose columns have a number each.
-template <typename T>
+/// A row whose columns have a number each, and with kLifts another before it, which is rarely other than 1.
+template <bool kLifts, typename T>
 struct OfColumns {
   const T *g, *lifts, *scales;
   int64_t first;  // element of the row
-  T operator()(int64_t i) const { return g[i] * lifts[i - first] * scales[i - first]; }
+  T operator()(int64_t i) const { return (kLifts ? g[i] * lifts[i - first] : g[i]) * scales[i - first]; }
 };
 
 template <typename T>
@@ -58,24 +58,33 @@ void unit_long_rows(Context& ctx, const UnitLines& a) {
   }
 }
 
-template <typename T>
-void unit_columns(Context& ctx, const UnitLines& a) {
+template <bool kLifts, typename T>
+void scale_columns(Context& ctx, const UnitLines& a, const T* lifts, const T* scales) {
   const int64_t cols = a.g.cols();
   const T* g = reals_of<T>(a.g);
-  Scratch::Frame frame(ctx.scratch);
-  const Tensor norms = frame.tensor({cols}, a.g.dtype), lifted = frame.tensor({cols}, a.g.dtype);
-  cpu::col_norms(ctx, {.norms = norms, .x = a.g});
-  T *scales = reals_of<T>(norms), *lifts = reals_of<T>(lifted);
-  for (int64_t c = 0; c < cols; ++c) {
-    const Multiplier<T> by = multiplier(scales[c], static_cast<T>(a.factor), /*divide=*/true);
-    lifts[c] = by.lift, scales[c] = by.scale;
-  }
   const cpu::Mover<T> mover(a.u, a.into);
   const int64_t grain = std::max<int64_t>(1, kEntryGrain / cols);
   parallel_for(ctx, a.g.rows(), grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r)
-      mover.go(r * cols, (r + 1) * cols, OfColumns<T>{g, lifts, scales, r * cols});
+      mover.go(r * cols, (r + 1) * cols, OfColumns<kLifts, T>{g, lifts, scales, r * cols});
   });
+}
+
+template <typename T>
+void unit_columns(Context& ctx, const UnitLines& a) {
+  const int64_t cols = a.g.cols();
+  Scratch::Frame frame(ctx.scratch);
+  const Tensor norms = frame.tensor({cols}, a.g.dtype), lifted = frame.tensor({cols}, a.g.dtype);
+  cpu::col_norms(ctx, {.norms = norms, .x = a.g});
+  T *scales = reals_of<T>(norms), *lifts = reals_of<T>(lifted);
+  bool lift = false;
+  for (int64_t c = 0; c < cols; ++c) {
+    const Multiplier<T> by = multiplier(scales[c], static_cast<T>(a.factor), /*divide=*/true);
+    lifts[c] = by.lift, scales[c] = by.scale;
+    lift = lift || by.lift != 1;
+  }
+  if (lift) return scale_columns<true, T>(ctx, a, lifts, scales);
+  scale_columns<false, T>(ctx, a, lifts, scales);
 }
 }  // namespace
 

@@ -103,6 +103,9 @@ std::vector<OpCase> test_cases() {
     add(in_float64(scale_case(by_rows, 30, 40, true, false)));
     add(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40));
   }
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{139, 4500}, {5003, 3}, {77, 700}})
+    add(norms_case(false, rows,
+                   cols));  // several sweeps, long slabs, rows that are read as one and some left
   // Less than a tile of columns, several, and rows and columns longer than a block; aligned and not.
   for (const Exponent q : {Exponent{1, 1}, {4, 3}, {3, 2}, {2, 1}, {3, 1}, {1, 0}})
     for (const Lines lines : {Lines::rows, Lines::columns})
