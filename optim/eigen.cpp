@@ -2,15 +2,17 @@
 
 #include <stdexcept>
 
+#include "model/kernels/blas.h"
+
 // Fortran: every argument by address, matrices by columns, the length of character strings last.
 extern "C" {
 void dsyevd_(const char* job, const char* triangle, const int* n, double* a, const int* lda, double* w,
              double* work, const int* lwork, int* iwork, const int* liwork, int* info, size_t job_length,
              size_t triangle_length);
-void dgelqf_(const int* m, const int* n, double* a, const int* lda, double* tau, double* work,
-             const int* lwork, int* info);
-void dorglq_(const int* m, const int* n, const int* k, double* a, const int* lda, const double* tau,
-             double* work, const int* lwork, int* info);
+void dgelqt3_(const int* m, const int* n, double* a, const int* lda, double* t, const int* ldt, int* info);
+void dtrmm_(const char* side, const char* triangle, const char* transpose, const char* diagonal, const int* m,
+            const int* n, const double* alpha, const double* a, const int* lda, double* b, const int* ldb,
+            size_t side_length, size_t triangle_length, size_t transpose_length, size_t diagonal_length);
 }
 
 namespace {
@@ -27,13 +29,9 @@ WorkSizes eigen_work(int n) {
   return {static_cast<int>(doubles) + 1, ints};
 }
 
-/// For a matrix of r rows and m columns in LAPACK's eyes.
-int lq_work(int r, int m) {
-  double factor = 0, form = 0, dummy = 0;
-  int info = 0;
-  dgelqf_(&r, &m, &dummy, &r, &dummy, &factor, &kQuery, &info);
-  dorglq_(&r, &m, &r, &dummy, &r, &dummy, &form, &kQuery, &info);
-  return static_cast<int>(std::max(factor, form)) + 1;
+/// Working memory of qr: the reflections and Q (m, r) each, two triangles (r, r).
+int64_t qr_doubles(int64_t m, int64_t r) {
+  return 2 * m * r + 2 * r * r;
 }
 }  // namespace
 
@@ -81,22 +79,33 @@ void symmetric_eigen(Context& ctx, const SymmetricEigen& args) {
 // LAPACK reads our row-major X (m, r) as X^T by columns. Its LQ factors X^T = L Q' are ours transposed: X =
 // Q'^T L^T with Q = Q'^T and R = L^T, by the same reflections that dgeqrf makes of X. We read Q' back the
 // same way and never transpose.
+//
+// dgelqt3 leaves L, the reflections V (r, m) with a unit upper triangle V1 in front, and an upper triangle T:
+// Q' = [I 0] - (T V1)^T V. It halves the rows again and again, so that nearly all is matrix products; dgelqf
+// and dorglq go row by row below r = 128, ten times slower.
 void qr(Context& ctx, const Qr& args) {
   const int64_t M = args.x.shape[0], R = args.x.shape[1];
   expect(args.x.shape.rank() == 2 && M >= R, "qr: x must have at least as many rows as columns");
   expect_shape(args.q, args.x.shape, "qr: q");
   const OpTimer timer(ctx, "qr", work(args));
-  const int m = static_cast<int>(M), r = static_cast<int>(R), lwork = lq_work(r, m);
+  const int m = static_cast<int>(M), r = static_cast<int>(R);
   OnHost q(ctx, args.q, /*load=*/false);
   HostMemory memory(ctx);
-  double* a = memory.doubles(M * R);
-  double* tau = memory.doubles(R);
-  double* work = memory.doubles(lwork);
-  if (load_doubles(a, *OnHost(ctx, args.x))) {
+  double* const v = memory.doubles(M * R);
+  double* const rows = memory.doubles(M * R);
+  double* const t = memory.doubles(R * R);
+  double* const tv = memory.doubles(R * R);
+  if (load_doubles(v, *OnHost(ctx, args.x))) {
+    const double minus = -1;
     int info = 0;
-    dgelqf_(&r, &m, a, &r, tau, work, &lwork, &info);
-    dorglq_(&r, &m, &r, a, &r, tau, work, &lwork, &info);
-    store_doubles(*q, [&](int64_t i) { return a[i]; });
+    dgelqt3_(&r, &m, v, &r, t, &r, &info);
+    for (int64_t j = 0; j < R; ++j)  // what stands in the place of V's zeros and ones is L
+      for (int64_t i = j; i < R; ++i) v[j * R + i] = i == j ? 1 : 0;
+    std::copy_n(v, R * R, tv);
+    dtrmm_("L", "U", "N", "N", &r, &r, &minus, t, &r, tv, &r, 1, 1, 1, 1);
+    blas_dgemm('N', 'T', M, R, R, 1, v, R, tv, R, 0, rows, R);
+    for (int64_t i = 0; i < R; ++i) rows[i * R + i] += 1;
+    store_doubles(*q, [&](int64_t i) { return rows[i]; });
   } else {
     store_nan(*q);
   }
@@ -111,5 +120,5 @@ int64_t symmetric_eigen_scratch_bytes(const Context& ctx, int64_t n) {
 
 int64_t qr_scratch_bytes(const Context& ctx, int64_t m, int64_t r) {
   if (ctx.where == Where::gpu) return 0;
-  return (m * r + r + lq_work(static_cast<int>(r), static_cast<int>(m))) * 8;
+  return qr_doubles(m, r) * 8;
 }

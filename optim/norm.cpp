@@ -163,6 +163,10 @@ bool rows_apart(const Norm& norm, bool transposed) {
   }
 }
 
+bool moves(const Norm& norm) {
+  return family_of(norm).moves(norm);
+}
+
 bool on_host(const Norm& norm, const PolarMethod* polar) {
   return family_of(norm).on_host(given_or_svd(polar));
 }
@@ -192,10 +196,14 @@ double dual_norm(Context& ctx, const Norm& kind, const Tensor& g, bool transpose
 }
 
 void dualize(Context& ctx, const Dualize& args) {
-  expect_shape(args.out, args.g.shape, "dualize: out");
+  if (args.out || !args.into.w) expect_shape(args.out, args.g.shape, "dualize: out");
   const NormInput in{args.norm, as_batch(args.g), args.transposed};
+  expect(!args.into.w || (moves(args.norm) && in.x.shape[0] == 1), "dualize: this cannot move a weight");
   if (in.x.size() == 0) return;
-  family_of(args.norm).dualize(ctx, in, as_batch(args.out), scale_of(in), given_or_svd(args.polar));
+  const DualOutput to{.out = args.out ? as_batch(args.out) : Tensor{},
+                      .scale = args.radius * scale_of(in),
+                      .into = args.into};
+  family_of(args.norm).dualize(ctx, in, to, given_or_svd(args.polar));
 }
 
 int64_t norm_scratch_bytes(const Context& ctx, const Norm& kind, const Shape& shape, DType dtype,

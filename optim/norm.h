@@ -50,6 +50,7 @@
 
 #include "model/kernels/context.h"
 #include "optim/polar.h"
+#include "optim/update.h"
 
 enum class NormKind : uint8_t {
   frobenius,
@@ -104,14 +105,19 @@ double norm(Context& ctx, const Norm& kind, const Tensor& w, bool transposed = f
 /// The dual norm of one matrix or vector.
 double dual_norm(Context& ctx, const Norm& kind, const Tensor& g, bool transposed = false);
 
+/// True when dualize() can move a weight in the same pass over memory.
+bool moves(const Norm& norm);
+
 struct Dualize {
-  Tensor out;  // written; may be g
+  Tensor out;  // written; may be g. Absent, where a weight is moved: not kept
   Tensor g;    // (out, in), (batch, out, in) or (n)
   Norm norm;
+  double radius = 1;                   // of the dual vectors
   bool transposed = false;             // storage is (in, out)
   const PolarMethod* polar = nullptr;  // for the norms of singular values; null: svd
+  ApplyTo into = {};                   // the weight that `out` moves, of one matrix; only where moves(norm)
 };
-/// Replaces every matrix by its dual vector.
+/// Replaces every matrix by its dual vector, times the radius.
 void dualize(Context& ctx, const Dualize& args);
 
 /// Scratch that norms(), dual_norms() and dualize() take for tensors of this shape and dtype.

@@ -13,10 +13,9 @@ class EntryNorms final : public NormFamily {
       values[i] = dual ? sum_abs(ctx, matrix) : max_abs(ctx, matrix);
     }
   }
-  void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
-               const PolarMethod&) const override {
-    sign(ctx, {.u = out, .x = in.x});
-    copy_scaled(ctx, out, out, scale);
+  void dualize(Context& ctx, const NormInput& in, const DualOutput& to, const PolarMethod&) const override {
+    sign(ctx, {.u = to.out, .x = in.x});
+    copy_scaled(ctx, to.out, to.out, to.scale);
   }
   int64_t scratch_bytes(const Context&, const Shape&, DType, const PolarMethod&) const override {
     return whole_scratch_bytes();

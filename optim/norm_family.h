@@ -13,6 +13,13 @@ struct NormInput {
   bool transposed = false;  // rows are the paper's columns
 };
 
+/// Where dual vectors go.
+struct DualOutput {
+  Tensor out;         // (batch, rows, cols), written; may be the input. Absent: not kept
+  double scale = 1;   // of everything
+  ApplyTo into = {};  // the weight that they move
+};
+
 class NormFamily {
  public:
   NormFamily() = default;
@@ -22,9 +29,11 @@ class NormFamily {
 
   /// The norm, or the dual norm, of every matrix, without norm_scale(). Waits.
   virtual void values(Context& ctx, const NormInput& in, bool dual, std::span<double> values) const = 0;
-  /// out = scale times the dual vector of every matrix; out may be x.
-  virtual void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
+  /// out = scale times the dual vector of every matrix; `to` moves a weight only where moves().
+  virtual void dualize(Context& ctx, const NormInput& in, const DualOutput& to,
                        const PolarMethod& polar) const = 0;
+  /// True when dualize() can move a weight in the same pass over memory.
+  virtual bool moves(const Norm&) const { return false; }
   /// True when dualize() computes on the host.
   virtual bool on_host(const PolarMethod&) const { return false; }
   /// Scratch of both, for a batch (batch, rows, cols) stored either way round.

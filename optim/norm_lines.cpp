@@ -8,6 +8,7 @@
 #include "model/kernels/simd.h"
 #include "optim/lines.h"
 #include "optim/norm_family.h"
+#include "optim/unit_lines.h"
 
 namespace {
 /// q with 1/p + 1/q = 1.
@@ -32,19 +33,13 @@ void euclidean_norms(Context& ctx, const Tensor& norms, const Tensor& x, Lines l
   for (int64_t i = 0; i < batch; ++i) col_norms(ctx, {.norms = norms.view({batch, cols})[i], .x = x[i]});
 }
 
-/// y = factor x / ||x||_2 for every line.
-void unit_lines(Context& ctx, const Tensor& y, const Tensor& x, Lines lines, double factor) {
-  Scratch::Frame frame(ctx.scratch);
-  const Tensor norms = frame.tensor({count_of(x, lines)}, x.dtype);
-  euclidean_norms(ctx, norms, x, lines);
-  if (lines == Lines::rows)
-    return scale_rows(
-        ctx, {.y = all_rows(y), .x = all_rows(x), .scales = norms, .factor = factor, .divide = true});
-  const int64_t batch = x.shape[0], cols = x.shape[2];
-  for (int64_t i = 0; i < batch; ++i)
-    scale_cols(
-        ctx,
-        {.y = y[i], .x = x[i], .scales = norms.view({batch, cols})[i], .factor = factor, .divide = true});
+/// Euclidean dual vectors of lines.
+void euclidean_duals(Context& ctx, const Tensor& x, Lines lines, const DualOutput& to) {
+  UnitLines rows{.u = to.out, .g = all_rows(x), .lines = lines, .factor = to.scale, .into = to.into};
+  if (to.out) rows.u = all_rows(to.out);
+  if (lines == Lines::rows || x.shape[0] == 1) return unit_lines(ctx, rows);
+  for (int64_t i = 0; i < x.shape[0]; ++i)  // each matrix has columns of its own
+    unit_lines(ctx, {.u = to.out[i], .g = x[i], .lines = lines, .factor = to.scale});
 }
 
 class LineFamily final : public NormFamily {
@@ -65,17 +60,18 @@ class LineFamily final : public NormFamily {
                   [&]<typename T>(T) { combine(reals_of<T>(*here), norms.size(), /*sum=*/dual, values); });
   }
 
-  void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
-               const PolarMethod&) const override {
+  void dualize(Context& ctx, const NormInput& in, const DualOutput& to, const PolarMethod&) const override {
     const double q = dual_exponent(in.norm);
-    if (q == 2) return unit_lines(ctx, out, in.x, in_storage(in), scale);
-    line_duals(ctx, {.y = out, .x = in.x, .lines = in_storage(in), .q = q, .factor = scale});
+    if (q == 2) return euclidean_duals(ctx, in.x, in_storage(in), to);
+    line_duals(ctx, {.y = to.out, .x = in.x, .lines = in_storage(in), .q = q, .factor = to.scale});
   }
+  bool moves(const Norm& norm) const override { return dual_exponent(norm) == 2; }
 
   int64_t scratch_bytes(const Context&, const Shape& batch, DType dtype, const PolarMethod&) const override {
     const int64_t count = batch[0], rows = batch[1], cols = batch[2], each = dtype_bytes(dtype);
-    return std::max(each * count * rows + row_norms_scratch_bytes(count * rows, cols),
-                    each * count * cols + col_norms_scratch_bytes(rows, cols));
+    return std::max({unit_lines_scratch_bytes(count * rows, cols, Lines::rows, dtype),
+                     unit_lines_scratch_bytes(rows, cols, Lines::columns, dtype),
+                     each * count * cols + col_norms_scratch_bytes(rows, cols)});
   }
 
  private:

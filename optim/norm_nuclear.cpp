@@ -9,11 +9,10 @@ class NuclearNorms final : public NormFamily {
   void values(Context& ctx, const NormInput& in, bool dual, std::span<double> values) const override {
     combine_singular_values(ctx, in.x, /*sum=*/!dual, values);
   }
-  void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
-               const PolarMethod&) const override {
-    copy_scaled(ctx, out, in.x, 1);
-    for (int64_t i = 0; i < out.shape[0]; ++i) svd_polar(ctx, out[i], {.rank = 1});
-    copy_scaled(ctx, out, out, scale);
+  void dualize(Context& ctx, const NormInput& in, const DualOutput& to, const PolarMethod&) const override {
+    copy_scaled(ctx, to.out, in.x, 1);
+    for (int64_t i = 0; i < to.out.shape[0]; ++i) svd_polar(ctx, to.out[i], {.rank = 1});
+    copy_scaled(ctx, to.out, to.out, to.scale);
   }
   bool on_host(const PolarMethod&) const override { return true; }
   int64_t scratch_bytes(const Context& ctx, const Shape& batch, DType, const PolarMethod&) const override {

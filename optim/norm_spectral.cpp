@@ -9,11 +9,11 @@ class SpectralNorms final : public NormFamily {
   void values(Context& ctx, const NormInput& in, bool dual, std::span<double> values) const override {
     combine_singular_values(ctx, in.x, /*sum=*/dual, values);
   }
-  void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
+  void dualize(Context& ctx, const NormInput& in, const DualOutput& to,
                const PolarMethod& method) const override {
-    copy_scaled(ctx, out, in.x, 1);
-    polar(ctx, {.x = out, .method = method});
-    copy_scaled(ctx, out, out, scale);
+    copy_scaled(ctx, to.out, in.x, 1);
+    polar(ctx, {.x = to.out, .method = method});
+    copy_scaled(ctx, to.out, to.out, to.scale);
   }
   bool on_host(const PolarMethod& method) const override { return method.on_host(); }
   int64_t scratch_bytes(const Context& ctx, const Shape& batch, DType dtype,

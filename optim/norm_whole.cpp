@@ -4,6 +4,7 @@
 
 #include "model/kernels/reduce.h"
 #include "optim/norm_family.h"
+#include "optim/unit_lines.h"
 
 namespace {
 /// Every matrix of the batch as one row.
@@ -23,18 +24,19 @@ class WholeNorms final : public NormFamily {
     for (size_t i = 0; i < values.size(); ++i) values[i] = std::sqrt(here->f64()[i]);
   }
 
-  void dualize(Context& ctx, const NormInput& in, const Tensor& out, double scale,
-               const PolarMethod&) const override {
-    Scratch::Frame frame(ctx.scratch);
-    const Tensor norms = frame.tensor({in.x.shape[0]}, in.x.dtype);
-    row_norms(ctx, {.norms = norms, .x = flat(in.x)});
-    scale_rows(ctx, {.y = flat(out), .x = flat(in.x), .scales = norms, .factor = scale, .divide = true});
+  void dualize(Context& ctx, const NormInput& in, const DualOutput& to, const PolarMethod&) const override {
+    unit_lines(ctx, {.u = to.out ? flat(to.out) : Tensor{},
+                     .g = flat(in.x),
+                     .lines = Lines::rows,
+                     .factor = to.scale,
+                     .into = to.into});
   }
+  bool moves(const Norm&) const override { return true; }
 
   int64_t scratch_bytes(const Context&, const Shape& batch, DType dtype, const PolarMethod&) const override {
     const int64_t count = batch[0], rows = batch[1], cols = batch[2];
     const std::vector<Tensor> matrices(static_cast<size_t>(count), Tensor{nullptr, dtype, {rows, cols}});
-    return std::max(dtype_bytes(dtype) * count + row_norms_scratch_bytes(count, rows * cols),
+    return std::max(unit_lines_scratch_bytes(count, rows * cols, Lines::rows, dtype),
                     8 * count + sums_of_squares_scratch_bytes(matrices));
   }
 };

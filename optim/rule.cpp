@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "model/kernels/reduce.h"
+#include "optim/escape_sums.h"
 #include "optim/power.h"
 #include "optim/update.h"
 
@@ -97,7 +97,8 @@ Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step) {
 double measure_along(Context& ctx, std::span<const Block> blocks) {
   double along = 0;
   for (const Block& block : blocks)
-    if (block.anchor) along += dot(ctx, block.grad, block.anchor) - dot(ctx, block.grad, block.weight);
+    if (block.anchor)
+      along += escape_sums(ctx, {.g = block.grad, .w = block.weight, .start = block.anchor}).along;
   return along;
 }
 
@@ -144,6 +145,20 @@ void Smoothing::apply(Context& ctx, std::span<const Block> blocks, const RuleSte
   std::vector<Smooth> list;
   for (const Block& block : blocks) list.push_back(operation(block, step));
   smooth(ctx, list);
+}
+
+std::vector<Tensor> Smoothing::smoothed(Context& ctx, std::span<const Block> blocks,
+                                        const RuleStep& step) const {
+  std::vector<Tensor> values;
+  std::vector<Smooth> list;
+  for (const Block& block : blocks) {
+    list.push_back(operation(block, step));
+    Smooth& entry = list.back();
+    values.push_back(entry.m && !looks_ahead(entry) ? entry.m : block.grad);
+    if (values.back().data == entry.m.data) entry.u = {};
+  }
+  if (beta != 0) smooth(ctx, list);
+  return values;
 }
 
 void Smoothing::apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks,

@@ -151,6 +151,9 @@ struct Smoothing {
   Smooth operation(const Block& block, const RuleStep& step) const;
   /// Replaces every block's gradient by its smoothed value.
   void apply(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const;
+  /// The smoothed values for those who only read them, the clip factor left out where nothing is remembered:
+  /// m itself where it is the smoothed value, else the gradients, which are replaced.
+  std::vector<Tensor> smoothed(Context& ctx, std::span<const Block> blocks, const RuleStep& step) const;
   /// The same into `to` (blocks, ...), f32 or on a GPU bf16; the gradients stay.
   void apply_to(Context& ctx, const Tensor& to, std::span<const Block> blocks, const RuleStep& step) const;
 };

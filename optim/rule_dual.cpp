@@ -46,12 +46,28 @@ Measured DualRule::direction(Context& ctx, Group& group, const RuleStep& step) c
   const Norm norm = norm_of(group);
   if (is_spectral(norm)) return spectral(ctx, group, step);
   if (norm.kind == NormKind::l1_linf) return signs(ctx, group, step);
-  parts_.smoothing.apply(ctx, group.blocks, step);
+  return smooth_and_dualize(ctx, group, step,
+                            {.norm = norm, .smoothing = parts_.smoothing, .radius = parts_.radius});
+}
+
+Measured smooth_and_dualize(Context& ctx, Group& group, const RuleStep& step, const DualRule::Parts& parts) {
   Measured measured;
-  if (step.measure) measured = measure(ctx, norm, group), measured.dual *= parts_.radius;
-  for (const Block& block : group.blocks)
-    dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm, .transposed = group.transposed});
-  if (parts_.radius != 1) scale_by_radius(ctx, group);
+  std::vector<Tensor> smoothed;
+  if (step.measure) {  // the gradients are needed once more
+    parts.smoothing.apply(ctx, group.blocks, step);
+    measured = measure(ctx, parts.norm, group);
+    measured.dual *= parts.radius;
+    for (const Block& block : group.blocks) smoothed.push_back(block.grad);
+  } else {
+    smoothed = parts.smoothing.smoothed(ctx, group.blocks, step);
+  }
+  for (size_t i = 0; i < smoothed.size(); ++i)
+    dualize(ctx, {.out = step.apply != nullptr ? Tensor{} : group.blocks[i].grad,
+                  .g = smoothed[i],
+                  .norm = parts.norm,
+                  .radius = parts.radius,
+                  .transposed = group.transposed,
+                  .into = weight_of(group.blocks[i], step)});
   return measured;
 }
 
@@ -73,15 +89,10 @@ Measured DualRule::signs(Context& ctx, Group& group, const RuleStep& step) const
     list.back().into.step *= parts_.radius;
   }
   smooth(ctx, list);
-  if (step.apply == nullptr && parts_.radius != 1) scale_by_radius(ctx, group);
-  return measured;
-}
-
-void DualRule::scale_by_radius(Context& ctx, const Group& group) const {
-  std::vector<Smooth> list;
-  for (const Block& block : group.blocks)
-    list.push_back({.u = block.grad, .g = block.grad, .gain = parts_.radius});
+  if (step.apply != nullptr || parts_.radius == 1) return measured;
+  for (Smooth& entry : list) entry = {.u = entry.u, .g = entry.u, .gain = parts_.radius};
   smooth(ctx, list);
+  return measured;
 }
 
 /// Matrices of one shape are copied together and iterated as batches.

@@ -5,7 +5,8 @@
 // muon, normuon, spectral, sign, signum, lion, colnorm, rownorm, scion and steepest differ in the norm, the
 // smoothing and the keys that they offer; their files say which. Polar factors of equal matrices are computed
 // as one batch, in bf16 where the model computes in bf16 (but for what runs on the host). Signs are taken
-// while the gradient is smoothed.
+// while the gradient is smoothed, and move the weight in that pass; Euclidean lengths are measured first, and
+// move the weight in the pass that gives them (moves() of norm.h).
 //
 // With a radius the norm that the rule descends under is norm() / radius: dual norms are those of norm(),
 // times the radius. A vector is a matrix of one column; its RMS->RMS norm is its RMS norm.
@@ -32,7 +33,7 @@ class DualRule : public Rule {
   Norm norm() const override { return parts_.norm; }
   bool matrices_only() const override;
   bool waits() const override { return on_host(parts_.norm, &parts_.polar); }
-  bool fuses() const override { return parts_.norm.kind == NormKind::l1_linf; }
+  bool fuses() const override { return parts_.norm.kind == NormKind::l1_linf || moves(parts_.norm); }
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
   }
@@ -64,12 +65,15 @@ class DualRule : public Rule {
   Measured signs(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral(Context& ctx, Group& group, const RuleStep& step) const;
   Measured spectral_batch(Context& ctx, const Factors& factors, const RuleStep& step) const;
-  void scale_by_radius(Context& ctx, const Group& group) const;
   DType batch_dtype(const Context& ctx, const Group& group) const;
   Norm norm_of(const Group& group) const;
 
   Parts parts_;
 };
+
+/// What DualRule::direction does for norms that are dualized by one function: smooths and dualizes. Without a
+/// memory directions come from the gradients as they are: the clip factor changes no dual vector.
+Measured smooth_and_dualize(Context& ctx, Group& group, const RuleStep& step, const DualRule::Parts& parts);
 
 /// The parts of muon, read from its keys: momentum, nesterov, ema, ns, steps and scale.
 DualRule::Parts read_muon(Keyed& keys, const Smoothing& smoothing, const char* ns, const char* scale);

@@ -28,6 +28,7 @@
 #include <cmath>
 
 #include "model/kernels/reduce.h"
+#include "optim/escape_sums.h"
 #include "optim/host_memory.h"
 #include "optim/rule.h"
 #include "optim/update.h"
@@ -55,6 +56,7 @@ class Prodigy final : public Rule {
   Norm norm() const override { return {NormKind::l1_linf}; }
   std::string describe() const override { return beta1_ + beta2_ > 0 ? "l1-linf, smoothed" : "l1-linf"; }
   std::optional<EscapeOptions> escapes() const override { return velocity_; }
+  bool fuses() const override { return true; }
 
   std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;
@@ -78,11 +80,9 @@ class Prodigy final : public Rule {
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
     const bool moments = beta1_ > 0 || beta2_ > 0;
     const double unit = moments ? step.first_eta : step.eta;  // without them the length of g does not matter
-    std::vector<Smooth> grown;
     std::vector<AdamDirection> list;
-    for (const Block& block : group.blocks) {
-      grown.push_back({.u = block.grad, .g = block.grad, .gain = step.eta / unit});
-      list.push_back({.u = block.grad,
+    for (const Block& block : group.blocks)
+      list.push_back({.u = step.apply != nullptr ? Tensor{} : block.grad,
                       .m = beta1_ > 0 ? block.state[beta2_ > 0 ? 2 : 0] : Tensor{},
                       .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 3 : 2] : Tensor{},
                       .g = block.grad,
@@ -90,9 +90,9 @@ class Prodigy final : public Rule {
                       .beta2 = beta2_,
                       .eps = eps_ * (package_ ? step.next_eta : step.eta) / unit,
                       .correction1 = 1 / gain(step),
-                      .scale = step.grad_scale});
-    }
-    if (step.eta != unit) smooth(ctx, grown);
+                      .gain = step.eta / unit,
+                      .scale = step.grad_scale,
+                      .into = weight_of(block, step)});
     adam_direction(ctx, list);
     return {};
   }
@@ -118,18 +118,23 @@ class Prodigy final : public Rule {
   }
 
   Measured prepare_block(Context& ctx, const Block& block, const Weights& weights) const {
-    const double along = weights.r * measure_along(ctx, {&block, 1});
-    if (beta2_ == 0) return {.dual = weights.s * sum_abs(ctx, block.grad), .along = along};
+    if (beta2_ == 0)
+      return {.dual = weights.s * sum_abs(ctx, block.grad),
+              .along = weights.r * measure_along(ctx, {&block, 1})};
     const double b3 = std::sqrt(beta2_);
-    const Tensor s = block.state[0];
-    smooth(ctx, {.m = s, .g = block.grad, .beta = b3, .gain = weights.s});
+    const Measured sums = escape_sums(ctx, {.g = block.grad,
+                                            .w = block.weight,
+                                            .start = block.anchor,
+                                            .s = block.state[0],
+                                            .beta = b3,
+                                            .gain = weights.s});
     OnHost kept(ctx, block.state[1]);
     double r = 0;
     load_doubles(&r, *kept);
-    r = b3 * r + along;
+    r = b3 * r + weights.r * sums.along;
     store_doubles(*kept, [&](int64_t) { return r; });
     kept.store();
-    return {.dual = sum_abs(ctx, s), .along = r};
+    return {.dual = sums.dual, .along = r};
   }
 
   double correction(const RuleStep& step) const {

@@ -6,8 +6,7 @@
 // Without normalize this is steepest descent under the Frobenius norm with sharpness 1 / lr, not a dual
 // vector; when its step size is measured (a sharpness, an escape velocity) the dual vector is used whatever
 // normalize says. ema=1 makes m a mean instead of a sum.
-#include "optim/norm.h"
-#include "optim/rule.h"
+#include "optim/rule_dual.h"
 
 namespace {
 class Sgd final : public Rule {
@@ -26,9 +25,11 @@ class Sgd final : public Rule {
     return norm_scratch_bytes(ctx, norm_, group.shape, group.dtype);
   }
 
-  bool fuses() const override { return !normalize_; }
+  bool fuses() const override { return true; }
 
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    if (normalize_ || step.measure)
+      return smooth_and_dualize(ctx, group, step, {.norm = norm_, .smoothing = smoothing_});
     if (step.apply != nullptr) {
       std::vector<Smooth> list;
       for (const Block& block : group.blocks) {
@@ -40,10 +41,7 @@ class Sgd final : public Rule {
       return {};
     }
     smoothing_.apply(ctx, group.blocks, step);
-    if (!normalize_ && !step.measure) return {};
-    const Measured measured = step.measure ? measure(ctx, norm_, group) : Measured{};
-    for (const Block& block : group.blocks) dualize(ctx, {.out = block.grad, .g = block.grad, .norm = norm_});
-    return measured;
+    return {};
   }
 
  private:

@@ -3,20 +3,13 @@
 #include <cmath>
 #include <limits>
 
-#include "model/kernels/simd.h"
+#include "optim/move.h"
 
-// Memory-bound. Each thread goes once through its elements: the direction of an element stays in a register
-// until it has moved its weight. (Through a buffer of a block in L1, the same pass took a fifth longer.)
+// Memory-bound. Each thread goes once through its elements (move.h).
 
 namespace cpu {
 namespace {
 constexpr int64_t kGrain = 8192;  // elements: below that, starting a thread costs more than it gives
-constexpr int64_t kBlock = 1024;  // elements, whose w is still in L1 when it is rounded for `copy`
-
-/// The number behind a `scale` or `guard`; 1 when there is none. NaN means: write nothing.
-float read_scale(const Tensor& scale) {
-  return scale ? *scale.f32() : 1.0f;
-}
 
 template <typename T>
 T sign_of(T x) {
@@ -54,9 +47,9 @@ template <bool kFirst, bool kSecond, typename T>
 struct Adam {
   T *m, *v;
   const T* g;
-  T scale, beta1, beta2, eps, inverse1, inverse2;
+  T gain, scale, beta1, beta2, eps, inverse1, inverse2;
   T operator()(int64_t i) const {
-    const T x = scale * g[i];
+    const T x = scale * (gain * g[i]);
     T first = x;
     T root = std::fabs(x);  // not sqrt(x * x), which underflows
     if constexpr (kFirst) m[i] = first = beta1 * m[i] + (T(1) - beta1) * x;
@@ -77,52 +70,12 @@ struct Given {
   T operator()(int64_t i) const { return u[i]; }
 };
 
-/// The weight that an entry moves; without w nothing is moved.
-template <typename T>
-struct Target {
-  T* w;
-  Bf16* copy;
-  T step, decay;
-  bool everywhere;  // decay does not ask for the sign of u w
-
-  explicit Target(const ApplyTo& into)
-      : w(reals_of<T>(into.w)),
-        copy(into.copy ? into.copy.bf16() : nullptr),
-        step(static_cast<T>(into.step)),
-        decay(static_cast<T>(into.decay)),
-        everywhere(!into.cautious || into.decay == 0) {}
-
-  void move(int64_t i, T u) const {
-    const T old = w[i];
-    w[i] = old - (everywhere || u * old > 0 ? decay * old : T(0)) - step * u;
-  }
-};
-
 /// Goes through all n elements of a direction, which are kept in u, move `into`, both or neither.
 template <typename T, typename Direction>
 void for_elements(Context& ctx, int64_t n, const Tensor& kept, const ApplyTo& into,
                   const Direction& direction) {
-  T* const u = reals_of<T>(kept);
-  const Target<T> target(into);
-  const auto each = [](int64_t start, int64_t stop, const auto& body) {
-#pragma omp simd
-    for (int64_t i = start; i < stop; ++i) body(i);
-  };
-  parallel_for(ctx, n, kGrain, [=](int64_t begin, int64_t end, int) {
-    for (int64_t start = begin; start < end; start += kBlock) {
-      const int64_t stop = std::min(start + kBlock, end);
-      if (u != nullptr) {
-        each(start, stop, [=](int64_t i) { u[i] = direction(i); });
-        if (target.w != nullptr) each(start, stop, [=](int64_t i) { target.move(i, u[i]); });
-      } else if (target.w != nullptr) {
-        each(start, stop, [=](int64_t i) { target.move(i, direction(i)); });
-      } else {
-        each(start, stop, [=](int64_t i) { direction(i); });
-      }
-      if (target.copy == nullptr) continue;
-      each(start, stop, [=](int64_t i) { target.copy[i] = to_bf16(static_cast<float>(target.w[i])); });
-    }
-  });
+  const Mover<T> mover(kept, into);
+  parallel_for(ctx, n, kGrain, [&](int64_t begin, int64_t end, int) { mover.go(begin, end, direction); });
 }
 
 template <typename T>
@@ -149,6 +102,7 @@ void adam_one(Context& ctx, const AdamDirection& a, T scale) {
                   Adam<kFirst, kSecond, T>{.m = reals_of<T>(a.m),
                                            .v = reals_of<T>(a.v),
                                            .g = reals_of<T>(a.g),
+                                           .gain = static_cast<T>(a.gain),
                                            .scale = scale,
                                            .beta1 = static_cast<T>(a.beta1),
                                            .beta2 = static_cast<T>(a.beta2),

@@ -1,28 +1,13 @@
 #include <vector>
 
 #include "model/kernels/chunks.h"
-#include "optim/update.h"
+#include "optim/move.cuh"
 
 // Memory-bound: four elements of each tensor per thread at a time, all tensors of a call in one launch.
 // Gradients, weights and directions may be read again soon; moments only at the next step. T is float, or
 // double for entries in float64.
 
 namespace {
-/// The numbers that keep an entry from being written when they are NaN, and the first of them, which
-/// multiplies the gradient. 1 where there is none.
-struct Guards {
-  const float *scale, *guard;
-};
-__device__ __forceinline__ float read_scale(const float* scale) {
-  return scale == nullptr ? 1.0f : *scale;
-}
-__device__ __forceinline__ bool is_nan(float x) {
-  return x != x;
-}
-__device__ __forceinline__ bool forbids(const Guards& guards) {
-  return is_nan(read_scale(guards.scale)) || is_nan(read_scale(guards.guard));
-}
-
 __device__ __forceinline__ float root_of(float x) {
   return sqrtf(x);
 }
@@ -38,46 +23,6 @@ __device__ __forceinline__ double size_of(double x) {
 template <typename T>
 __device__ __forceinline__ T sign_of(T x) {
   return x > 0 ? T(1) : (x < 0 ? T(-1) : x);  // 0 and NaN stay
-}
-
-// ------------------------------------------------------------------------------- the weight that is moved
-
-/// ApplyTo; without w nothing is moved.
-template <typename T>
-struct Target {
-  T* w;
-  bf16* copy;
-  T step, decay;
-  bool cautious;
-};
-
-template <typename T>
-Target<T> target_of(const ApplyTo& into) {
-  return {.w = data_of<T>(into.w),
-          .copy = data_of<bf16>(into.copy),
-          .step = static_cast<T>(into.step),
-          .decay = static_cast<T>(into.decay),
-          .cautious = into.cautious};
-}
-
-/// Before the direction is known, so that all loads of a thread are under way together.
-template <int N, typename T>
-__device__ __forceinline__ Pack<T, N> load_weights(const Target<T>& to, int64_t i) {
-  return to.w != nullptr ? load_streaming<T, N>(to.w + i) : Pack<T, N>{};
-}
-
-template <int N, typename T>
-__device__ __forceinline__ void move(const Target<T>& to, int64_t i, Pack<T, N> w, const Pack<T, N>& u) {
-  if (to.w == nullptr) return;
-  Pack<bf16, N> rounded;
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    const bool decays = !to.cautious || u.v[k] * w.v[k] > 0;
-    w.v[k] = w.v[k] - (decays ? to.decay * w.v[k] : T(0)) - to.step * u.v[k];
-    rounded.v[k] = from_float<bf16>(static_cast<float>(w.v[k]));
-  }
-  store<T, N>(to.w + i, w);
-  if (to.copy != nullptr) store<bf16, N>(to.copy + i, rounded);
 }
 
 // ------------------------------------------------------------------------------------------- directions
@@ -142,7 +87,7 @@ struct AdamEntry {
   int64_t n;
   Guards guards;
   Target<T> into;
-  T beta1, beta2, eps, inverse1, inverse2;
+  T gain, beta1, beta2, eps, inverse1, inverse2;
   bool wide;
 };
 
@@ -161,7 +106,7 @@ __global__ void __launch_bounds__(kChunkThreads)
     const Pack<T, N> w = load_weights<N>(a.into, i);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const T x = scale * u.v[k];
+      const T x = scale * (a.gain * u.v[k]);
       m.v[k] = a.m != nullptr ? a.beta1 * m.v[k] + (T(1) - a.beta1) * x : x;
       T root = size_of(x);  // not sqrt(x * x), which underflows
       if (a.v != nullptr) {
@@ -269,6 +214,7 @@ void adam_all(Context& ctx, std::span<const AdamDirection> list) {
                          .n = a.g.size(),
                          .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
                          .into = target_of<T>(a.into),
+                         .gain = static_cast<T>(a.gain),
                          .beta1 = static_cast<T>(a.beta1),
                          .beta2 = static_cast<T>(a.beta2),
                          .eps = static_cast<T>(a.eps),

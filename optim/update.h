@@ -7,7 +7,7 @@
 //                   look:      u = look.m m + look.g x, with the old m; Lion: beta1 m + (1 - beta1) x
 //                   sign:      u = sign of that
 //                   Without m:  u = gain x, a scaled copy, or its sign.
-//   adam_direction  m <- beta1 m + (1 - beta1) x;  v <- beta2 v + (1 - beta2) x^2
+//   adam_direction  x = scale gain g;  m <- beta1 m + (1 - beta1) x;  v <- beta2 v + (1 - beta2) x^2
 //                   u = (m / correction1) / (sqrt(v / correction2) + eps), and 0 where the denominator is 0
 //                   Without m: m = x. Without v: v = x^2, so that sqrt(v) is exactly |x|.
 //   sign            u = -1, 0 or 1; NaN for NaN
@@ -90,6 +90,7 @@ struct AdamDirection {
   double eps;              // added to the root
   double correction1 = 1;  // 1 - beta1^t, or 1: no bias correction
   double correction2 = 1;  // 1 - beta2^t
+  double gain = 1;         // multiplies g, before the scale
   Tensor scale = {};       // (1), multiplies g: gradient clipping; absent: 1
   ApplyTo into = {};       // the weight that u moves
 };

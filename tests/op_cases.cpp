@@ -103,6 +103,9 @@ std::vector<OpCase> test_cases() {
     add(in_float64(scale_case(by_rows, 30, 40, true, false)));
     add(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40));
   }
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{139, 4500}, {5003, 3}, {77, 700}})
+    add(norms_case(false, rows,
+                   cols));  // several sweeps, long slabs, rows that are read as one and some left
   // Less than a tile of columns, several, and rows and columns longer than a block; aligned and not.
   for (const Exponent q : {Exponent{1, 1}, {4, 3}, {3, 2}, {2, 1}, {3, 1}, {1, 0}})
     for (const Lines lines : {Lines::rows, Lines::columns})
@@ -113,10 +116,28 @@ std::vector<OpCase> test_cases() {
           add(line_norms_case({batch, rows, cols, lines, q, dtype}));
           add(line_duals_case({batch, rows, cols, lines, q, dtype, in_place}));
         }
+  // Rows of a warp and of several blocks on a GPU, rows that threads share on the CPU, and slabs of columns.
+  for (const Lines lines : {Lines::rows, Lines::columns})
+    for (const UnitInto to : {UnitInto::u, UnitInto::g, UnitInto::w, UnitInto::cautious})
+      for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                       {5, 33},
+                                       {130, 260},
+                                       {3, 8196},
+                                       {1, 70001},
+                                       {2, 65540},
+                                       {517, 36}}) {
+        add(unit_lines_case(lines, rows, cols, to));
+        add(in_float64(unit_lines_case(lines, rows, cols, to)));
+      }
   for (const char* op : {"sum_of_squares", "dot", "sum_abs", "max_abs"})
     for (int64_t n : {1, 15, 1025, 300000}) {
       add(whole_tensor_case(op, n));
       add(in_float64(whole_tensor_case(op, n)));
+    }
+  for (int64_t n : {1, 15, 1025, 300003})
+    for (bool sums : {false, true}) {
+      add(escape_sums_case(n, sums));
+      add(in_float64(escape_sums_case(n, sums)));
     }
   for (int64_t n : {1, 33, 5000})
     for (bool accumulate : {false, true}) add(mean_case(n, accumulate));
@@ -200,7 +221,11 @@ std::vector<OpCase> training_cases(const TrainingSizes& sizes) {
                             norms_case(true, Vp, C),
                             norms_case(false, 4 * C, C),
                             scale_case(true, Vp, C, true, true),
-                            scale_case(false, 4 * C, C, true, true)};
+                            scale_case(false, 4 * C, C, true, true),
+                            unit_lines_case(Lines::rows, 4 * C, C, UnitInto::w),
+                            unit_lines_case(Lines::columns, 4 * C, C, UnitInto::w),
+                            unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w),
+                            escape_sums_case(4 * C * C, true)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

@@ -54,6 +54,8 @@ std::vector<OptimizerOptions> all_options() {
   list.push_back(everywhere("muon:wd=0.1,cautious=1", "adam"));
   list.back().rules[Role::hidden] = "adam:hyperball=1";
   list.push_back(everywhere("spectral:momentum=0.9,ns=svd", "sgd:momentum=0.9,nesterov=1"));
+  list.push_back(everywhere("steepest:momentum=0.9,wd=0.1,cautious=1", "sgd:normalize=1,momentum=0.5"));
+  list.push_back(everywhere("colnorm:momentum=0.5,nesterov=1", "scion:norm=frobenius,radius=3"));
   list.push_back(everywhere("rownorm:momentum=0.5,nesterov=1", "sign"));
   list.back().sharpness = 10;
   list.back().grad_clip = 0.1;

@@ -1,12 +1,12 @@
 #include "model/kernels/reduce.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <type_traits>
 
+#include "model/kernels/multiplier.h"
 #include "model/kernels/reduce_plan.h"
-#include "model/kernels/simd.h"
+#include "model/kernels/sums.h"
 
 static_assert(whole_scratch_bytes() == kWholeParts * int64_t{sizeof(double)});
 
@@ -20,23 +20,20 @@ int64_t row_norms_scratch_bytes(int64_t rows, int64_t cols) {
   return cols <= kShortRow ? 0 : rows * parts_of(cols, kSumChunk) * int64_t{sizeof(double)};
 }
 
+namespace {
+/// Rows of a slab on the CPU: at least 64, so that the sums of a slab are small beside it; at most 64 slabs.
+int64_t slab_rows(int64_t rows) {
+  return std::max<int64_t>(64, parts_of(parts_of(rows, 64), 64) * 64);
+}
+}  // namespace
+
 int64_t col_norms_scratch_bytes(int64_t rows, int64_t cols) {
-  return cols * std::max<int64_t>(1, parts_of(rows, kSlabRows)) * int64_t{sizeof(double)};
+  const int64_t slabs = std::max(parts_of(rows, kSlabRows), parts_of(rows, slab_rows(rows)));
+  return cols * std::max<int64_t>(1, slabs) * int64_t{sizeof(double)};
 }
 
 namespace {
-constexpr int64_t kParts = 256;  // partial sums of a whole tensor, whatever its size: no memory to reserve
-constexpr int64_t kPartGrain = 1024;      // elements; a part is a multiple
 constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs more than it helps
-
-/// sum of a[i] b[i] in float64.
-template <typename T>
-double sum_of_products(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
 
 /// sum |x[i]| in float64.
 template <typename T>
@@ -44,22 +41,6 @@ double sum_of_sizes(const T* x, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]));
-  return sum;
-}
-
-/// The sum over a whole tensor of n elements, cut into parts by its size alone: part_sum(start, count) for
-/// each.
-template <typename PartSum>
-double sum_by_parts(Context& ctx, int64_t n, const PartSum& part_sum) {
-  const int64_t part = (n / kParts + kPartGrain) / kPartGrain * kPartGrain;
-  const int64_t parts = (n + part - 1) / part;
-  std::array<double, kParts> sums{};
-  double* out = sums.data();
-  parallel_for(ctx, parts, std::max<int64_t>(1, kElementGrain / part), [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p) out[p] = part_sum(p * part, std::min(part, n - p * part));
-  });
-  double sum = 0;
-  for (int64_t p = 0; p < parts; ++p) sum += out[p];
   return sum;
 }
 
@@ -99,8 +80,8 @@ double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
 double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
   return for_real_type(left.dtype, [&]<typename T>(T) {
     const T *a = reals_of<T>(left), *b = reals_of<T>(right);
-    return sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
-      return sum_of_products(a + start, b + start, count);
+    return cpu::sum_by_parts(ctx, left.size(), [=](int64_t start, int64_t count) {
+      return cpu::sum_of_products(a + start, b + start, count);
     });
   });
 }
@@ -108,8 +89,8 @@ double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
 double cpu::sum_abs(Context& ctx, const Tensor& tensor) {
   return for_real_type(tensor.dtype, [&]<typename T>(T) {
     const T* x = reals_of<T>(tensor);
-    return sum_by_parts(ctx, tensor.size(),
-                        [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+    return cpu::sum_by_parts(ctx, tensor.size(),
+                             [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
   });
 }
 
@@ -142,46 +123,82 @@ void norms_of_rows(Context& ctx, const RowNorms& args) {
   T* norms = reals_of<T>(args.norms);
   parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      norms[r] = static_cast<T>(std::sqrt(sum_of_products(x + r * cols, x + r * cols, cols)));
+      norms[r] = static_cast<T>(std::sqrt(cpu::sum_of_products(x + r * cols, x + r * cols, cols)));
     }
   });
+}
+
+// Columns: their squares are added in sweeps along the rows, by slabs of rows and blocks of columns whose
+// bounds depend on the size alone and which threads share; then the slabs' sums are added in order.
+
+constexpr int64_t kSweep = 2048;  // columns of a block, whose sums stay in L1
+
+/// sums[c] += the sum of x[r][c]^2 over rows that begin `stride` elements after each other. Eight rows at
+/// once: an eighth of the traffic to the sums.
+template <typename T>
+void add_squares(double* sums, const T* x, int64_t rows, int64_t width, int64_t stride) {
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) {
+    const T* row = x + r * stride;
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      double sum = sums[c];
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) {
+        const double value = row[k * stride + c];
+        sum += value * value;
+      }
+      sums[c] = sum;
+    }
+  }
+  for (; r < rows; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      const double value = x[r * stride + c];
+      sums[c] += value * value;
+    }
+  }
+}
+
+/// squares[c] = the sum of x[r][c]^2 over the rows of a slab, for `width` columns of `cols`. Short rows are
+/// read as fewer longer ones, 1, 2, 4 .. rows in one, so that memory is read in long stretches.
+template <typename T>
+void squares_of_slab(double* squares, const T* x, int64_t rows, int64_t width, int64_t cols) {
+  double sums[kSweep] = {};
+  int64_t joined = 1;
+  while (width == cols && 2 * joined * cols <= kSweep) joined *= 2;
+  add_squares(sums, x, rows / joined, joined * width, joined * cols);
+  const int64_t rest = rows % joined;
+  add_squares(sums, x + (rows - rest) * cols, 1, rest * width, cols);
+  for (int64_t c = 0; c < width; ++c) {
+    squares[c] = 0;
+    for (int64_t k = 0; k < joined; ++k) squares[c] += sums[k * cols + c];
+  }
 }
 
 template <typename T>
 void norms_of_cols(Context& ctx, const ColNorms& args) {
   const int64_t rows = args.x.rows(), cols = args.x.cols();
+  const int64_t slab = slab_rows(rows), slabs = parts_of(rows, slab), blocks = parts_of(cols, kSweep);
   const T* x = reals_of<T>(args.x);
   T* norms = reals_of<T>(args.norms);
   Scratch::Frame frame(ctx.scratch);
-  double* squares = frame.doubles(cols);
-  // Threads share the columns, so that the order of the additions does not depend on their number.
-  parallel_for(ctx, cols, 16, [=](int64_t begin, int64_t end, int) {
-    std::fill(squares + begin, squares + end, 0.0);
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) {  // four rows at once: a quarter of the traffic to the sums
-      const T* row = x + r * cols;
-#pragma omp simd
-      for (int64_t c = begin; c < end; ++c) {
-        const double a = row[c], b = row[c + cols], d = row[c + 2 * cols], e = row[c + 3 * cols];
-        squares[c] += (a * a + b * b) + (d * d + e * e);
-      }
+  double* squares = frame.doubles(slabs * cols);
+  const int64_t grain = std::max<int64_t>(1, kElementGrain / (slab * std::min(cols, kSweep)));
+  parallel_for(ctx, slabs * blocks, grain, [=](int64_t begin, int64_t end, int) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / blocks * slab, c = task % blocks * kSweep;
+      squares_of_slab(squares + task / blocks * cols + c, x + r * cols + c, std::min(slab, rows - r),
+                      std::min(kSweep, cols - c), cols);
     }
-    for (; r < rows; ++r) {
-#pragma omp simd
-      for (int64_t c = begin; c < end; ++c)
-        squares[c] += static_cast<double>(x[r * cols + c]) * x[r * cols + c];
-    }
-#pragma omp simd
-    for (int64_t c = begin; c < end; ++c) norms[c] = static_cast<T>(std::sqrt(squares[c]));
   });
-}
-
-template <typename T>
-inline Multiplier<T> multiplier(T scale, T factor, bool divide) {
-  if (!divide) return {1, factor * scale};
-  if (scale == T(0)) return {1, 0};
-  const T lift = scale < 1 / Multiplier<T>::kLift ? Multiplier<T>::kLift : T(1);
-  return {lift, factor / (scale * lift)};
+  parallel_for(ctx, cols, kElementGrain, [=](int64_t begin, int64_t end, int) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum = 0;
+      for (int64_t s = 0; s < slabs; ++s) sum += squares[s * cols + c];
+      norms[c] = static_cast<T>(std::sqrt(sum));
+    }
+  });
 }
 
 template <typename T>

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "model/kernels/chunks.h"
+#include "model/kernels/multiplier.h"
 #include "model/kernels/reduce_plan.h"
 
 // Memory-bound. Every sum has two stages: blocks add up parts whose bounds depend on the size alone, then the
@@ -248,14 +249,6 @@ struct Scaling {
   T factor;
   bool divide, by_rows;
 };
-
-template <typename T>
-__device__ __forceinline__ Multiplier<T> multiplier(T scale, T factor, bool divide) {
-  if (!divide) return {1, factor * scale};
-  if (scale == 0) return {1, 0};
-  const T lift = scale < 1 / Multiplier<T>::kLift ? Multiplier<T>::kLift : T(1);
-  return {lift, factor / (scale * lift)};
-}
 
 /// N elements per thread, all in one row: N > 1 divides cols.
 template <typename T, int N>

@@ -63,14 +63,6 @@ struct ScaleCols {
   bool divide = false;  // divide by the scales; where a scale is 0 the result is 0
 };
 
-/// What scalings multiply with, one after the other. 1 / s is infinite for a denormal s: then x is lifted
-/// first, by a power of two, which changes no bits.
-template <typename T>
-struct Multiplier {
-  static constexpr T kLift = sizeof(T) == 8 ? T(0x1p600) : T(0x1p100f);
-  T lift, scale;
-};
-
 /// Scratch of the functions that return a number.
 constexpr int64_t whole_scratch_bytes() {
   return 4096;

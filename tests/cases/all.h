@@ -11,4 +11,5 @@
 #include "tests/cases/matmul.h"
 #include "tests/cases/qk_clip.h"
 #include "tests/cases/reduce.h"
+#include "tests/cases/unit_lines.h"
 #include "tests/cases/update.h"

@@ -137,6 +137,7 @@ inline OpCase adam_case(int64_t count, int64_t n, bool first, bool second, bool 
                    .eps = 0.01f,
                    .correction1 = 0.25f,
                    .correction2 = 0.125f * static_cast<float>(1 + i % 3),
+                   .gain = i % 3 ? 1 : 1.5,
                    .scale = i % 2 ? t.at("scale") : Tensor{},
                    .into = {.w = into ? pieces.of(t.at("w"), i) : Tensor{}, .step = 0.5, .decay = 0.25}});
             adam_direction(ctx, list);
@@ -145,7 +146,7 @@ inline OpCase adam_case(int64_t count, int64_t n, bool first, bool second, bool 
           [=](Values& v) {
             for (int64_t i = 0; i < count; ++i)
               for (int64_t k = pieces.start(i); k < pieces.start(i + 1); ++k) {
-                const double x = v["g"][k] * (i % 2 ? v["scale"][0] : 1);
+                const double x = v["g"][k] * (i % 3 ? 1 : 1.5) * (i % 2 ? v["scale"][0] : 1);
                 if (first) v["m"][k] = beta1 * v["m"][k] + (1 - beta1) * x;
                 if (second) v["v"][k] = beta2 * v["v"][k] + (1 - beta2) * x * x;
                 const double root =

@@ -1,0 +1,99 @@
+// Cases: Directions whose lines have one length, and the sums of an escape velocity.
+#pragma once
+
+#include "optim/escape_sums.h"
+#include "optim/unit_lines.h"
+#include "tests/cases/op_case.h"
+#include "tests/cases/reduce.h"
+
+/// Where the direction goes: kept in u, kept in g, or into a weight without and with decay where it agrees.
+enum class UnitInto { u, g, w, cautious };
+
+inline OpCase unit_lines_case(Lines lines, int64_t rows, int64_t cols, UnitInto to) {
+  const Shape shape{rows, cols};
+  const bool by_rows = lines == Lines::rows, moves = to == UnitInto::w || to == UnitInto::cautious;
+  const double decay = to == UnitInto::cautious ? 0.25 : 0;
+  constexpr const char* kNames[] = {"", ",in_place", ",into", ",cautious"};
+  return {.name = case_name("unit_lines", {{"rows", rows}, {"cols", cols}}) + (by_rows ? "" : ",columns") +
+                  kNames[static_cast<int>(to)],
+          .operands = {{.name = "g", .shape = shape},
+                       {.name = "u", .shape = shape, .output = true, .same_as = to == UnitInto::g ? "g" : ""},
+                       {.name = "w", .shape = shape, .output = true},
+                       {.name = "guard", .shape = {1}}},
+          .run =
+              [=](Context& ctx, const Tensors& t) {
+                unit_lines(ctx, {.u = moves ? Tensor{} : t.at("u"),
+                                 .g = t.at("g"),
+                                 .lines = lines,
+                                 .factor = 1.5,
+                                 .into = {.w = moves ? t.at("w") : Tensor{},
+                                          .step = 0.5,
+                                          .decay = decay,
+                                          .cautious = to == UnitInto::cautious,
+                                          .guard = moves ? t.at("guard") : Tensor{}}});
+              },
+          .oracle =
+              [=](Values& v) {
+                std::vector<double> squares(by_rows ? rows : cols);
+                const std::vector<double> g = v["g"];
+                for (int64_t i = 0; i < rows * cols; ++i)
+                  squares[by_rows ? i / cols : i % cols] += g[i] * g[i];
+                for (int64_t i = 0; i < rows * cols; ++i) {
+                  const double norm = std::sqrt(squares[by_rows ? i / cols : i % cols]);
+                  const double u = norm == 0 ? 0 : 1.5 * g[i] / norm;
+                  double& w = v["w"][i];
+                  if (moves)
+                    w = w - (u * w > 0 ? decay * w : 0) - 0.5 * u;
+                  else
+                    v["u"][i] = u;
+                }
+              },
+          .tolerance = 2e-6,
+          .bytes = (moves ? 12.0 : 8.0) * rows * cols,
+          .prepare =
+              [=](Values& v) {  // the last line is zero
+                for (int64_t i = 0; i < rows * cols; ++i)
+                  if (by_rows ? i / cols == rows - 1 && rows > 1 : i % cols == cols - 1 && cols > 1)
+                    v["g"][i] = 0;
+                if (to == UnitInto::g) v["u"] = v["g"];
+              },
+          .scratch_bytes =
+              [=](const Context&) { return unit_lines_scratch_bytes(rows, cols, lines, DType::f64); }};
+}
+
+/// `sums`: with a running sum of gradients.
+inline OpCase escape_sums_case(int64_t n, bool sums) {
+  OpCase made{.name = case_name("escape_sums", {{"n", n}}) + (sums ? ",s" : ""),
+              .operands = {{.name = "g", .shape = {n}},
+                           {.name = "w", .shape = {n}},
+                           {.name = "start", .shape = {n}, .offset = 0.5},
+                           {.name = "s", .shape = {n}, .output = true},
+                           {.name = "along", .shape = {1}, .output = true},
+                           {.name = "dual", .shape = {1}, .output = true}},
+              .run =
+                  [=](Context& ctx, const Tensors& t) {
+                    const Measured found = escape_sums(ctx, {.g = t.at("g"),
+                                                             .w = t.at("w"),
+                                                             .start = t.at("start"),
+                                                             .s = sums ? t.at("s") : Tensor{},
+                                                             .beta = 0.875,
+                                                             .gain = 0.25});
+                    put_number(ctx, t.at("along"), found.along);
+                    put_number(ctx, t.at("dual"), found.dual);
+                  },
+              .oracle =
+                  [=](Values& v) {
+                    double along = 0, dual = 0;
+                    for (int64_t i = 0; i < n; ++i) {
+                      along += v["g"][i] * (v["start"][i] - v["w"][i]);
+                      if (!sums) continue;
+                      v["s"][i] = 0.875 * v["s"][i] + 0.25 * v["g"][i];
+                      dual += std::abs(v["s"][i]);
+                    }
+                    v["along"][0] = along, v["dual"][0] = dual;
+                  },
+              .tolerance = 1e-6,
+              .bytes = (sums ? 20.0 : 12.0) * n,
+              .scratch_bytes = [](const Context&) { return whole_scratch_bytes(); }};
+  return made;
+}
