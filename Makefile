@@ -15,8 +15,6 @@ endif
 DEVICE   ?= $(if $(filter 1,$(CUDA)),cuda,cpu)
 BUILD    ?= build/$(DEVICE)
 OPT      ?= -O2 -march=native
-# The arithmetic is worth the compiler's time; the tests are not.
-HOT_OPT  ?= $(subst -O2,-O3,$(OPT))
 TEST_OPT ?= -O0
 WARN     := -Wall -Wextra -Werror
 # No fast-math: a NaN must stay a NaN. These two only promise that nobody reads errno or traps after maths.
@@ -60,10 +58,7 @@ ifeq ($(DEVICE),sim)
 LIB_SOURCES  += $(filter-out model/kernels/%_cublaslt.cu,$(CUDA_SOURCES)) $(wildcard dev/cuda_on_cpu/*.cpp)
 TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
 CXXFLAGS += -DCUDA_ON_CPU -Wno-unknown-pragmas
-# A build for tests: little time for what is not arithmetic.
-HOT_OPT  := $(HOT_OPT)
-override OPT := $(subst -O2,-O1,$(OPT))
-# g++ may take 650 MB before it collects garbage, which saves a tenth of its time.
+# A build for tests: g++ may take 650 MB before it collects garbage, which saves a tenth of its time.
 CXXFLAGS += --param ggc-min-heapsize=2000000 --param ggc-min-expand=400
 else ifeq ($(DEVICE),cuda)
 LIB_SOURCES  += $(CUDA_SOURCES)
@@ -176,11 +171,11 @@ HARNESS_SOURCES := tests/op_cases.cpp tests/attention_oracle.cpp $(wildcard dev/
 $(BUILD)/harness: $(call objects,$(HARNESS_SOURCES)) $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lbenchmark -lpthread -o $@
 
-# The executor's loops and the oracles' are arithmetic, too.
-$(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o $(BUILD)/dev/%.o: private override OPT := $(HOT_OPT)
-$(BUILD)/tests/%.o $(BUILD)/precompiled_tests.h.gch: private override OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
+# The arithmetic is worth the compiler's time, and the oracles are loops, too; the rest is not.
+$(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: private OPT := $(subst -O2,-O3,$(OPT))
+$(BUILD)/tests/%.o $(BUILD)/precompiled_tests.h.gch: private OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
 ORACLES := $(addprefix tests/,op_cases.cpp op_run.cpp attention_oracle.cpp optim_golden.cpp)
-$(call objects,$(ORACLES)): private override OPT := $(HOT_OPT)
+$(call objects,$(ORACLES)): private OPT := $(OPT)
 
 # What most files include, parsed once: a fifth of the compiler's time. Every file includes what it uses all the same; lint,
 # which reads them without this, would see it.

@@ -31,15 +31,15 @@ check() {
 # same.
 sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all'
 sanitized() {
-  make -j"$jobs" DEVICE=sim BUILD=build/asan TESTS_FROM=build/sim OPT='-Og -march=native' HOT_OPT='-O1 -march=native' \
-    EXTRA="$sanitize" build/asan/train_gpt build/asan/tests/all build/asan/tests/fuzz_files
+  make -j"$jobs" DEVICE=sim BUILD=build/asan TESTS_FROM=build/sim OPT='-Og -march=native' EXTRA="$sanitize" \
+    build/asan/train_gpt build/asan/tests/all build/asan/tests/fuzz_files
 }
 # The thread sanitizer over the executor is a racecheck of the CUDA halves: missing barriers, with both source lines. It is
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
   make -j"$jobs" DEVICE=sim BUILD=build/tsan TESTS_FROM=build/sim OPT='-O1 -march=native' EXTRA=-fsanitize=thread \
-    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/unit_lines.cpp optim/escape_sums.cpp optim/qk_clip.cpp keyed.cpp json_text.cpp \
-      files.cpp model/parameters.cpp model/config.cpp world/*.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
+    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/unit_lines.cpp optim/escape_sums.cpp \
+      optim/qk_clip.cpp keyed.cpp json_text.cpp files.cpp model/parameters.cpp model/config.cpp world/*.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
     TEST_SHARED='tests/op_cases.cpp tests/op_run.cpp tests/attention_oracle.cpp' \
     TEST_SOURCES="tests/test_executor_races.cu tests/test_wrappers.cu tests/test_hopper.cu dev/lab/gemm_wgmma.cu
@@ -80,7 +80,7 @@ check 'build for the race check' racecheck_build
 check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 tests/gtest.sh build/tsan/tests/all \
   --gtest_filter="$races-$too_large"
 check 'races between the threads of two processes' comm_races
-check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 HOT_OPT=-O0 tests/check_ptxas.sh build/ptxas
+check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 tests/check_ptxas.sh build/ptxas
 check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-check-self-test
 check 'fuzzing shards, safetensors, JSON and options' fuzz
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
