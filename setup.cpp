@@ -27,7 +27,7 @@ std::string find_weights(const std::string& path) {
 }
 
 void use_device(Context& ctx, const MachineOptions& options) {
-  World world{Launch{}};
+  World world{ProcessLaunch{}};
   use_device(ctx, options, world);
 }
 

@@ -186,7 +186,7 @@ int as_rank(double patience, const std::function<int(World&, Watch&, const Inter
 
 /// The options, or what is wrong with them: several ranks find the same, and one line is enough.
 Options read_options(const std::vector<std::string>& arguments) {
-  const Launch launch = find_launch();
+  const ProcessLaunch launch = find_launch();
   try {
     Options options = parse_options(arguments);
     if (launch.size > 1 && options.command != Command::train && options.command != Command::none)

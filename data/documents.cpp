@@ -45,7 +45,7 @@ size_t cut_inside(std::string_view text, double val_bytes, const Tokenizer& toke
 
 }  // namespace
 
-void split_documents(const MappedFile& file, std::vector<Piece>& documents) {
+void split_documents(const MappedFile& file, std::vector<DocumentPiece>& documents) {
   const std::string_view text = file.text();
   for (size_t from = 0; from < text.size();) {
     const auto [begin, end] = next_separator(text, from);
@@ -55,13 +55,14 @@ void split_documents(const MappedFile& file, std::vector<Piece>& documents) {
   }
 }
 
-std::vector<Piece> take_validation(std::vector<Piece>& train, double fraction, const Tokenizer& tokenizer) {
-  std::vector<Piece> val;
+std::vector<DocumentPiece> take_validation(std::vector<DocumentPiece>& train, double fraction,
+                                           const Tokenizer& tokenizer) {
+  std::vector<DocumentPiece> val;
   if (fraction == 0) return val;
   double total = 0;
-  for (const Piece& document : train) total += static_cast<double>(document.text.size());
+  for (const DocumentPiece& document : train) total += static_cast<double>(document.text.size());
   if (train.size() == 1) {
-    Piece& only = train[0];
+    DocumentPiece& only = train[0];
     if (only.text.size() < 2)
       throw RunError(
           fmt::format("one byte of text cannot be split into training and validation, {}, give more text or "

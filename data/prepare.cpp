@@ -69,7 +69,7 @@ class ShardSeries {
 
 /// Work for one thread: about kPieceBytes of text, and its tokens.
 struct Job {
-  std::vector<Piece> pieces;
+  std::vector<DocumentPiece> pieces;
   size_t bytes = 0;
   std::vector<uint16_t> ids;
 };
@@ -77,7 +77,7 @@ struct Job {
 /// Cuts documents into jobs, one batch at a time.
 class Cutter {
  public:
-  Cutter(const std::vector<Piece>& documents, const Tokenizer& tokenizer)
+  Cutter(const std::vector<DocumentPiece>& documents, const Tokenizer& tokenizer)
       : documents_(documents), tokenizer_(tokenizer) {}
 
   // Fills `jobs` with up to kBatchBytes of text; returns the number of jobs, 0 at the end.
@@ -96,7 +96,7 @@ class Cutter {
 
  private:
   void add_piece(Job& job) {
-    const Piece& document = documents_[next_];
+    const DocumentPiece& document = documents_[next_];
     const std::string_view rest = document.text.substr(offset_);
     size_t size = rest.size();
     if (size > 2 * kPieceBytes) {
@@ -108,14 +108,14 @@ class Cutter {
     offset_ += size;
     if (offset_ == document.text.size()) ++next_, offset_ = 0;
   }
-  const std::vector<Piece>& documents_;
+  const std::vector<DocumentPiece>& documents_;
   const Tokenizer& tokenizer_;
   size_t next_ = 0, offset_ = 0;  // document, and byte in it
 };
 
 void encode(Job& job, const Tokenizer& tokenizer) {
   job.ids.clear();
-  for (const Piece& piece : job.pieces) {
+  for (const DocumentPiece& piece : job.pieces) {
     if (piece.starts_document) job.ids.push_back(static_cast<uint16_t>(tokenizer.end_of_text()));
     tokenizer.encode(piece.text, job.ids);
     // The text was read once and is not needed again: keep it from filling the memory.
@@ -146,7 +146,7 @@ class Meter {
 };
 
 // Encodes in parallel, writes in order. Where the documents are cut does not depend on the number of threads.
-void write_documents(const std::vector<Piece>& documents, const Tokenizer& tokenizer, int threads,
+void write_documents(const std::vector<DocumentPiece>& documents, const Tokenizer& tokenizer, int threads,
                      ShardSeries& series, Meter& meter) {
   Cutter cutter(documents, tokenizer);
   std::vector<Job> jobs;
@@ -274,7 +274,7 @@ PrepareReport prepare_locked(const PrepareOptions& options, const PrepareProgres
   const std::vector<std::string> old = own_shards(options.out, read_manifest(options.out));
 
   std::vector<MappedFile> files;
-  std::vector<Piece> train;
+  std::vector<DocumentPiece> train;
   files.reserve(options.texts.size());  // pieces point into it
   const Json sources = describe_sources(options);
   for (const std::string& path : options.texts) {
@@ -285,8 +285,8 @@ PrepareReport prepare_locked(const PrepareOptions& options, const PrepareProgres
   }
   PrepareReport report;
   report.documents = static_cast<int64_t>(train.size());
-  for (const Piece& document : train) report.bytes += static_cast<int64_t>(document.text.size());
-  const std::vector<Piece> val = take_validation(train, options.val_fraction, *tokenizer);
+  for (const DocumentPiece& document : train) report.bytes += static_cast<int64_t>(document.text.size());
+  const std::vector<DocumentPiece> val = take_validation(train, options.val_fraction, *tokenizer);
 
   const std::string staging = options.out + "/" + kStaging;
   fs::remove_all(staging);  // of an interrupted run

@@ -25,4 +25,17 @@ forbid 'kernel files use the portability headers: no PTX, no <<<>>>, no CUDA hea
   'asm( volatile)?[ (]|<<<|cooperative_groups|#include <(cuda|cub|cooperative|nccl)' \
   $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu dev/lab/*.cu 2>/dev/null | grep -v '_cublaslt.cu\|_nccl.cu' | grep -v '/context.cu\|/stream.cu')
 forbid 'MPI is for the files named mpi_*' '#include <mpi' $(git ls-files '*.h' '*.cpp' '*.cu' | grep -v /mpi_)
+# Two types of one name in one namespace are undefined behaviour, and neither compiler nor linker says so: the linker takes one
+# vector<Name>'s functions for both.
+# shellcheck disable=SC2046  # file names without spaces
+awk '
+  FNR == 1 { depth = 0; within[0] = "" }
+  /^namespace .*\{$/ { within[depth + 1] = within[depth] "::" ($2 == "{" ? FILENAME : $2); opened[++depth] = FNR }
+  /^}  \/\/ namespace/ || (/^}$/ && depth > 0 && FNR == opened[depth] + 2) { --depth }
+  /^(struct|class|union|enum|enum class) [A-Za-z_]+ .*\{/ {
+    name = within[depth] "::" ($2 == "class" ? $3 : $2)
+    if (name in first) { print FILENAME ":" FNR ": error: " name " is a type in " first[name] ", too"; bad = 1 }
+    first[name] = FILENAME
+  }
+  END { exit bad }' $(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu') || bad=1
 exit $bad

@@ -234,7 +234,7 @@ TEST_P(Model, NanInAWeightReachesTheLoss) {
 }
 
 /// One trajectory: eight steps of an optimizer, batch s at step s.
-struct Trajectory {
+struct GoldenRun {
   const char* name;
   std::map<Role, std::string> rules;
   double grad_clip = 0;
@@ -243,11 +243,11 @@ struct Trajectory {
   bool null_directions = false;  // exact polar factors of singular weights: see the golden README
 };
 
-void PrintTo(const Trajectory& t, std::ostream* out) {
+void PrintTo(const GoldenRun& t, std::ostream* out) {
   *out << t.name;
 }
 
-class Trajectories : public testing::TestWithParam<std::tuple<Trajectory, Where>> {};
+class Trajectories : public testing::TestWithParam<std::tuple<GoldenRun, Where>> {};
 
 TEST_P(Trajectories, FollowTheGoldenRun) {
   const auto& [run, where] = GetParam();
@@ -322,21 +322,21 @@ const auto kAdamw =
 INSTANTIATE_TEST_SUITE_P(
     Golden, Trajectories,
     testing::Combine(
-        testing::Values(Trajectory{.name = "adamw", .rules = kAdamw},
-                        Trajectory{.name = "adamw_clip", .rules = kAdamw, .grad_clip = 1},
-                        Trajectory{.name = "adamw_accum2", .rules = kAdamw, .micro_batches = 2},
-                        Trajectory{.name = "signsgd",
-                                   .rules = same("sign:lr=0.001", "sign:lr=0.001"),
-                                   .loss_tolerance = 1e-4,
-                                   .probe_tolerance = 2e-3},
-                        Trajectory{.name = "muon_ns5", .rules = muon_with("keller5")},
-                        Trajectory{.name = "muon_svd", .rules = muon_with("svd"), .null_directions = true},
-                        Trajectory{.name = "modular",
-                                   .rules = {{Role::hidden, "muon:lr=0.02,momentum=0,ns=svd,scale=rms"},
-                                             {Role::embedding, "colnorm:lr=0.02"},
-                                             {Role::position, "colnorm:lr=0.02"},
-                                             {Role::vector, "sign:lr=0.02"}},
-                                   .null_directions = true}),
+        testing::Values(GoldenRun{.name = "adamw", .rules = kAdamw},
+                        GoldenRun{.name = "adamw_clip", .rules = kAdamw, .grad_clip = 1},
+                        GoldenRun{.name = "adamw_accum2", .rules = kAdamw, .micro_batches = 2},
+                        GoldenRun{.name = "signsgd",
+                                  .rules = same("sign:lr=0.001", "sign:lr=0.001"),
+                                  .loss_tolerance = 1e-4,
+                                  .probe_tolerance = 2e-3},
+                        GoldenRun{.name = "muon_ns5", .rules = muon_with("keller5")},
+                        GoldenRun{.name = "muon_svd", .rules = muon_with("svd"), .null_directions = true},
+                        GoldenRun{.name = "modular",
+                                  .rules = {{Role::hidden, "muon:lr=0.02,momentum=0,ns=svd,scale=rms"},
+                                            {Role::embedding, "colnorm:lr=0.02"},
+                                            {Role::position, "colnorm:lr=0.02"},
+                                            {Role::vector, "sign:lr=0.02"}},
+                                  .null_directions = true}),
         devices()),
     [](const auto& info) { return std::get<0>(info.param).name + device_name(std::get<1>(info.param)); });
 

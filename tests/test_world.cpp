@@ -15,7 +15,7 @@
 namespace {
 using Variables = std::map<std::string, std::string>;
 
-Launch find(const Variables& variables) {
+ProcessLaunch find(const Variables& variables) {
   return find_launch([&](const char* name) {
     const auto found = variables.find(name);
     return found == variables.end() ? nullptr : found->second.c_str();
@@ -53,8 +53,8 @@ Variables operator+(Variables a, const Variables& b) {
 }  // namespace
 
 TEST(World, WithoutALauncherThereIsOneProcess) {
-  const Launch launch = find({});
-  EXPECT_EQ(launch.by, Launch::By::hand);
+  const ProcessLaunch launch = find({});
+  EXPECT_EQ(launch.by, ProcessLaunch::By::hand);
   EXPECT_EQ(launch.rank, 0);
   EXPECT_EQ(launch.size, 1);
 }
@@ -62,14 +62,15 @@ TEST(World, WithoutALauncherThereIsOneProcess) {
 TEST(World, EveryLauncherIsUnderstood) {
   struct Case {
     Variables variables;
-    Launch::By by;
+    ProcessLaunch::By by;
     int rank, size, local_rank;
   };
-  for (const Case& c : {Case{kOpenMpi, Launch::By::openmpi, 5, 8, 1},
-                        Case{{{"PMI_RANK", "0"}, {"PMI_SIZE", "2"}}, Launch::By::pmi, 0, 2, -1},
-                        Case{kSrun, Launch::By::slurm, 2, 4, 0}, Case{kTorchrun, Launch::By::ranks, 3, 4, 1},
-                        Case{{{"RANK", "0"}, {"WORLD_SIZE", "1"}}, Launch::By::ranks, 0, 1, -1}}) {
-    const Launch launch = find(c.variables);
+  for (const Case& c :
+       {Case{kOpenMpi, ProcessLaunch::By::openmpi, 5, 8, 1},
+        Case{{{"PMI_RANK", "0"}, {"PMI_SIZE", "2"}}, ProcessLaunch::By::pmi, 0, 2, -1},
+        Case{kSrun, ProcessLaunch::By::slurm, 2, 4, 0}, Case{kTorchrun, ProcessLaunch::By::ranks, 3, 4, 1},
+        Case{{{"RANK", "0"}, {"WORLD_SIZE", "1"}}, ProcessLaunch::By::ranks, 0, 1, -1}}) {
+    const ProcessLaunch launch = find(c.variables);
     EXPECT_EQ(launch.by, c.by);
     EXPECT_EQ(launch.rank, c.rank);
     EXPECT_EQ(launch.size, c.size);
@@ -115,7 +116,7 @@ TEST(World, LaunchersMustNotContradictEachOther) {
   expect_complaint(kOpenMpi + kTorchrun, "OMPI_COMM_WORLD_SIZE");
   expect_complaint(kOpenMpi + kTorchrun, "WORLD_SIZE");
   const Variables same = kOpenMpi + Variables{{"RANK", "5"}, {"WORLD_SIZE", "8"}};
-  EXPECT_EQ(find(same).by, Launch::By::openmpi);
+  EXPECT_EQ(find(same).by, ProcessLaunch::By::openmpi);
 }
 
 namespace {

@@ -21,14 +21,15 @@
 namespace {
 /// The variables of one launcher.
 struct Launcher {
-  Launch::By by;
+  ProcessLaunch::By by;
   const char *rank, *size, *local_rank;
 };
 constexpr Launcher kLaunchers[] = {
-    {Launch::By::openmpi, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-    {Launch::By::pmi, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
-    {Launch::By::ranks, "RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {Launch::By::slurm, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}};
+    {ProcessLaunch::By::openmpi, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+     "OMPI_COMM_WORLD_LOCAL_RANK"},
+    {ProcessLaunch::By::pmi, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+    {ProcessLaunch::By::ranks, "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+    {ProcessLaunch::By::slurm, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}};
 
 /// A whole number from the environment; none when the variable is not set.
 std::optional<int> number(const Environment& environment, const char* name, int least, int most) {
@@ -45,7 +46,7 @@ std::optional<int> number(const Environment& environment, const char* name, int 
 }
 
 /// What one launcher says; none when it started nothing.
-std::optional<Launch> launched_by(const Launcher& launcher, const Environment& environment) {
+std::optional<ProcessLaunch> launched_by(const Launcher& launcher, const Environment& environment) {
   constexpr int kMostRanks = 1 << 16;
   const auto size = number(environment, launcher.size, 1, kMostRanks);
   const auto rank = number(environment, launcher.rank, 0, size.value_or(kMostRanks) - 1);
@@ -53,7 +54,7 @@ std::optional<Launch> launched_by(const Launcher& launcher, const Environment& e
   if (!size || !rank)
     throw UsageError(fmt::format("it is not set but {} is, {} in the environment, set both or none",
                                  size ? launcher.size : launcher.rank, size ? launcher.rank : launcher.size));
-  Launch launch;
+  ProcessLaunch launch;
   launch.by = launcher.by;
   launch.rank = *rank;
   launch.size = *size;
@@ -91,21 +92,21 @@ std::string allowed_cores() {
 }
 }  // namespace
 
-const char* Launch::size_variable() const {
+const char* ProcessLaunch::size_variable() const {
   for (const Launcher& launcher : kLaunchers)
     if (launcher.by == by) return launcher.size;
   return "one process";
 }
 
-Launch find_launch(const Environment& environment) {
-  Launch launch;
+ProcessLaunch find_launch(const Environment& environment) {
+  ProcessLaunch launch;
   for (const Launcher& launcher : kLaunchers) {
-    if (launcher.by == Launch::By::slurm && !in_step_of_srun(environment)) continue;
+    if (launcher.by == ProcessLaunch::By::slurm && !in_step_of_srun(environment)) continue;
     const auto found = launched_by(launcher, environment);
     if (!found) continue;
     // torchrun under srun numbers other processes than srun does; no such thing is meant below mpirun.
-    const bool set_aside = launcher.by == Launch::By::slurm;
-    if (launch.by == Launch::By::hand)
+    const bool set_aside = launcher.by == ProcessLaunch::By::slurm;
+    if (launch.by == ProcessLaunch::By::hand)
       launch = *found;
     else if (!set_aside && (found->rank != launch.rank || found->size != launch.size))
       throw UsageError(fmt::format(
@@ -114,7 +115,7 @@ Launch find_launch(const Environment& environment) {
   }
   if (launch.size == 1) return launch;
   if (const char* address = environment("MASTER_ADDR")) launch.address = address;
-  if (launch.by == Launch::By::ranks && launch.address.empty())
+  if (launch.by == ProcessLaunch::By::ranks && launch.address.empty())
     throw UsageError(
         "it is not set but WORLD_SIZE is, MASTER_ADDR in the environment, set it to the address of rank 0");
   launch.port = number(environment, "MASTER_PORT", 1, 65535).value_or(launch.port);
@@ -126,26 +127,26 @@ Launch find_launch(const Environment& environment) {
 
 namespace {
 /// How the ranks meet. With an address and without a launcher that MPI knows: over TCP, for NCCL.
-bool meet_over_mpi(const Launch& launch) {
+bool meet_over_mpi(const ProcessLaunch& launch) {
   switch (launch.by) {
-    case Launch::By::hand:
-    case Launch::By::ranks:
+    case ProcessLaunch::By::hand:
+    case ProcessLaunch::By::ranks:
       return false;
-    case Launch::By::openmpi:
-    case Launch::By::pmi:
+    case ProcessLaunch::By::openmpi:
+    case ProcessLaunch::By::pmi:
       return kHaveMpi || launch.address.empty();
-    case Launch::By::slurm:
+    case ProcessLaunch::By::slurm:
       return !kHaveNccl || launch.address.empty();
   }
   return false;
 }
 
-UsageError no_way(const Launch& launch, const std::string& what, const char* advice) {
+UsageError no_way(const ProcessLaunch& launch, const std::string& what, const char* advice) {
   return UsageError(fmt::format("{}, {}={}, {}", what, launch.size_variable(), launch.size, advice));
 }
 }  // namespace
 
-World::World(Launch launch) : launch_(std::move(launch)) {
+World::World(ProcessLaunch launch) : launch_(std::move(launch)) {
   if (launch_.size == 1) {
     launch_.local_rank = 0;
     threads_ = omp_get_num_procs();

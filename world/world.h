@@ -10,7 +10,7 @@
 #include "model/kernels/context.h"
 
 /// How this process was started.
-struct Launch {
+struct ProcessLaunch {
   enum class By : uint8_t {
     hand,     // a single process
     openmpi,  // OMPI_COMM_WORLD_RANK, ..., by mpirun of OpenMPI
@@ -32,7 +32,9 @@ struct Launch {
 using Environment = std::function<const char*(const char*)>;
 /// Reads the environment. UsageError that names the variable for numbers that make no sense, for half of a
 /// pair, and when two launchers contradict each other.
-Launch find_launch(const Environment& environment = [](const char* name) { return std::getenv(name); });
+ProcessLaunch find_launch(const Environment& environment = [](const char* name) {
+  return std::getenv(name);
+});
 
 class MpiProcess;
 class Rendezvous;
@@ -42,14 +44,14 @@ class World {
  public:
   /// Waits until all ranks are here. UsageError when this binary cannot do what the launcher asks: without
   /// MPI under mpirun, for one.
-  explicit World(Launch launch);
+  explicit World(ProcessLaunch launch);
   ~World();
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 
   int rank() const { return launch_.rank; }
   int size() const { return launch_.size; }
-  const Launch& launch() const { return launch_; }
+  const ProcessLaunch& launch() const { return launch_; }
   /// Among the ranks of this machine.
   int local_rank() const { return launch_.local_rank; }
   int local_size() const { return local_size_; }
@@ -66,7 +68,7 @@ class World {
  private:
   void find_neighbours();
   void join_over_nccl(Context& ctx, std::function<void()> poll);
-  Launch launch_;
+  ProcessLaunch launch_;
   int local_size_ = 1, threads_ = 1;
   std::shared_ptr<MpiProcess> mpi_;
   std::unique_ptr<Rendezvous> rendezvous_;

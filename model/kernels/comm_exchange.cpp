@@ -4,27 +4,27 @@
 #include <array>
 #include <cstring>
 
-void check_parts(Exchange exchange, std::span<const Part> parts, int ranks) {
+void check_parts(Collective exchange, std::span<const Part> parts, int ranks) {
   for (const Part& part : parts) {
-    const bool summed = exchange != Exchange::all_gather;
+    const bool summed = exchange != Collective::all_gather;
     if (part.tensor.dtype == DType::i32 || (summed && part.tensor.dtype == DType::bf16))
       throw ShapeError(std::string(summed ? "sum over ranks" : "all-gather") + ": got " + part.tensor.str() +
                        ", need f32 or f64" + (summed ? "" : " or bf16"));
     if (part.tensor.size() > 0 && !part.tensor)
       throw ShapeError("exchange: a part of shape " + part.tensor.shape.str() + " has no memory");
-    if (exchange != Exchange::sum && (part.owner < 0 || part.owner >= ranks))
+    if (exchange != Collective::sum && (part.owner < 0 || part.owner >= ranks))
       throw ShapeError("exchange: owner " + std::to_string(part.owner) + " of a part, there are " +
                        std::to_string(ranks) + " ranks");
   }
 }
 
-int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks) {
+int64_t bytes_sent(Collective exchange, std::span<const Part> parts, int rank, int ranks) {
   int64_t bytes = 0;
   for (const Part& part : parts) {
     const bool mine = part.owner == rank;
-    const int64_t times = exchange == Exchange::reduce_scatter ? (mine ? 0 : 1)
-                          : exchange == Exchange::sum || mine  ? ranks - 1
-                                                               : 0;
+    const int64_t times = exchange == Collective::reduce_scatter ? (mine ? 0 : 1)
+                          : exchange == Collective::sum || mine  ? ranks - 1
+                                                                 : 0;
     bytes += times * part.tensor.bytes();
   }
   return bytes;

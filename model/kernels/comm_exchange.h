@@ -9,13 +9,13 @@
 #include "model/kernels/comm.h"
 
 /// What happens to the parts; a broadcast is an all-gather of one part.
-enum class Exchange : uint8_t { sum, reduce_scatter, all_gather };
+enum class Collective : uint8_t { sum, reduce_scatter, all_gather };
 
 /// Throws ShapeError unless every part is f32, bf16 or f64, is not bf16 where it would be summed, has memory
 /// when it has elements, and has an owner (which a sum leaves alone).
-void check_parts(Exchange exchange, std::span<const Part> parts, int ranks);
+void check_parts(Collective exchange, std::span<const Part> parts, int ranks);
 /// Bytes that `rank` sends to others, as comm.h says.
-int64_t bytes_sent(Exchange exchange, std::span<const Part> parts, int rank, int ranks);
+int64_t bytes_sent(Collective exchange, std::span<const Part> parts, int rank, int ranks);
 
 /// Parts that one call of a library for communication can take.
 struct OwnerRun {

@@ -45,7 +45,7 @@ class MpiComm final : public Comm {
 
  private:
   struct Job {
-    Exchange exchange;
+    Collective exchange;
     std::vector<Part> parts;  // in host memory
   };
   /// What finish() takes to the GPU.
@@ -54,8 +54,8 @@ class MpiComm final : public Comm {
     std::vector<std::pair<Tensor, char*>> results;
   };
 
-  Ticket start(Exchange exchange, std::span<const Part> parts);
-  Staged stage(Exchange exchange, std::vector<Part>& parts);
+  Ticket start(Collective exchange, std::span<const Part> parts);
+  Staged stage(Collective exchange, std::vector<Part>& parts);
   void deliver(const Staged& staged);
   Ticket enqueue(Job job);
   void wait(Ticket ticket);
@@ -145,23 +145,23 @@ void MpiComm::reserve(int64_t bytes) {
 Comm::Ticket MpiComm::start_sum(std::span<const Tensor> tensors) {
   std::vector<Part> parts;
   for (const Tensor& tensor : tensors) parts.push_back({tensor, 0});
-  return start(Exchange::sum, parts);
+  return start(Collective::sum, parts);
 }
 
 Comm::Ticket MpiComm::start_reduce_scatter(std::span<const Part> parts) {
-  return start(Exchange::reduce_scatter, parts);
+  return start(Collective::reduce_scatter, parts);
 }
 
 Comm::Ticket MpiComm::start_all_gather(std::span<const Part> parts) {
-  return start(Exchange::all_gather, parts);
+  return start(Collective::all_gather, parts);
 }
 
 Comm::Ticket MpiComm::start_broadcast(const Tensor& tensor, int root) {
   const Part part{tensor, root};
-  return start(Exchange::all_gather, {&part, 1});
+  return start(Collective::all_gather, {&part, 1});
 }
 
-Comm::Ticket MpiComm::start(Exchange exchange, std::span<const Part> parts) {
+Comm::Ticket MpiComm::start(Collective exchange, std::span<const Part> parts) {
   check_parts(exchange, parts, size());
   Job job{exchange, {parts.begin(), parts.end()}};
   Staged staged = stage(exchange, job.parts);
@@ -171,7 +171,7 @@ Comm::Ticket MpiComm::start(Exchange exchange, std::span<const Part> parts) {
 }
 
 /// On a GPU: copies to the host what this rank sends or adds to, and makes the parts point there.
-MpiComm::Staged MpiComm::stage([[maybe_unused]] Exchange exchange,
+MpiComm::Staged MpiComm::stage([[maybe_unused]] Collective exchange,
                                [[maybe_unused]] std::vector<Part>& parts) {
   Staged staged;
   if constexpr (kHaveGpu) {
@@ -186,9 +186,9 @@ MpiComm::Staged MpiComm::stage([[maybe_unused]] Exchange exchange,
       const bool mine = part.owner == rank();
       if (there.size() == 0) continue;
       part.tensor.data = next;
-      if (exchange != Exchange::all_gather || mine)
+      if (exchange != Collective::all_gather || mine)
         gpu::copy_out_async(*ctx_.device, gpu::Stream::compute, next, there.data, there.bytes());
-      if (exchange == Exchange::sum || mine == (exchange == Exchange::reduce_scatter))
+      if (exchange == Collective::sum || mine == (exchange == Collective::reduce_scatter))
         staged.results.emplace_back(there, next);
       next += (there.bytes() + kAlign - 1) / kAlign * kAlign;
     }
@@ -245,7 +245,7 @@ void MpiComm::finish(Ticket ticket) {
 
 void MpiComm::sum(std::span<double> values) {
   const Part part{Tensor(values.data(), {static_cast<int64_t>(values.size())}), 0};
-  wait(enqueue({Exchange::sum, {part}}));
+  wait(enqueue({Collective::sum, {part}}));
 }
 
 CommCosts MpiComm::costs() const {

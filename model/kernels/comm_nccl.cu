@@ -60,20 +60,22 @@ class NcclComm final : public Comm {
   const char* name() const override { return name_.c_str(); }
   Ticket start_sum(std::span<const Tensor> tensors) override;
   Ticket start_reduce_scatter(std::span<const Part> parts) override {
-    return start(Exchange::reduce_scatter, parts);
+    return start(Collective::reduce_scatter, parts);
   }
-  Ticket start_all_gather(std::span<const Part> parts) override { return start(Exchange::all_gather, parts); }
+  Ticket start_all_gather(std::span<const Part> parts) override {
+    return start(Collective::all_gather, parts);
+  }
   Ticket start_broadcast(const Tensor& tensor, int root) override {
     const Part part{tensor, root};
-    return start(Exchange::all_gather, {&part, 1});
+    return start(Collective::all_gather, {&part, 1});
   }
   void finish(Ticket ticket) override;
   void sum(std::span<double> values) override;
   CommCosts costs() const override;
 
  private:
-  Ticket start(Exchange exchange, std::span<const Part> parts);
-  void enqueue(Exchange exchange, std::span<const Part> parts);
+  Ticket start(Collective exchange, std::span<const Part> parts);
+  void enqueue(Collective exchange, std::span<const Part> parts);
   void wait_on_host();
   bool captures() const;
 
@@ -127,10 +129,10 @@ bool NcclComm::captures() const {
 Comm::Ticket NcclComm::start_sum(std::span<const Tensor> tensors) {
   std::vector<Part> parts;
   for (const Tensor& tensor : tensors) parts.push_back({tensor, 0});
-  return start(Exchange::sum, parts);
+  return start(Collective::sum, parts);
 }
 
-Comm::Ticket NcclComm::start(Exchange exchange, std::span<const Part> parts) {
+Comm::Ticket NcclComm::start(Collective exchange, std::span<const Part> parts) {
   check_parts(exchange, parts, size());
   costs_.sent += bytes_sent(exchange, parts, rank(), size());
   std::unique_ptr<Moments> moments;
@@ -149,9 +151,9 @@ Comm::Ticket NcclComm::start(Exchange exchange, std::span<const Part> parts) {
   return next_++;
 }
 
-void NcclComm::enqueue(Exchange exchange, std::span<const Part> parts) {
+void NcclComm::enqueue(Collective exchange, std::span<const Part> parts) {
   nccl_check(ncclGroupStart(), "begin an exchange", comm_);
-  if (exchange == Exchange::sum)
+  if (exchange == Collective::sum)
     for (const auto& [t, owner] : parts)
       nccl_check(ncclAllReduce(t.data, t.data, static_cast<size_t>(t.size()), nccl_type(t.dtype), ncclSum,
                                comm_, stream_),
@@ -162,7 +164,7 @@ void NcclComm::enqueue(Exchange exchange, std::span<const Part> parts) {
       const ncclDataType_t type = nccl_type(run.dtype);
       char* mine = run.data + rank() * run.count * dtype_bytes(run.dtype);
       const bool one_each = run.owner == OwnerRun::kOneEach;
-      if (exchange == Exchange::reduce_scatter)
+      if (exchange == Collective::reduce_scatter)
         nccl_check(one_each ? ncclReduceScatter(run.data, mine, count, type, ncclSum, comm_, stream_)
                             : ncclReduce(run.data, run.data, count, type, ncclSum, run.owner, comm_, stream_),
                    "sum at the owners", comm_);

@@ -15,16 +15,16 @@ void MpiCarrier::reserve(int64_t bytes) {
     if (round.memory.size() < need) round.memory.resize(need);
 }
 
-void MpiCarrier::run(Exchange exchange, std::span<const Part> parts) {
+void MpiCarrier::run(Collective exchange, std::span<const Part> parts) {
   if (ranks_ == 1) return;
-  Plan plan{exchange, std::vector<Parcels>(exchange == Exchange::sum ? 1 : static_cast<size_t>(ranks_))};
+  Plan plan{exchange, std::vector<Parcels>(exchange == Collective::sum ? 1 : static_cast<size_t>(ranks_))};
   int64_t most = 0;
   size_t rounds = 0;
   for (size_t owner = 0; owner < plan.of.size(); ++owner) {
     std::vector<Tensor> tensors;
     int64_t bytes = 0;
     for (const Part& part : parts)
-      if (exchange == Exchange::sum || part.owner == static_cast<int>(owner)) {
+      if (exchange == Collective::sum || part.owner == static_cast<int>(owner)) {
         tensors.push_back(part.tensor);
         bytes += part.tensor.bytes();
       }
@@ -51,7 +51,7 @@ void MpiCarrier::post(const Plan& plan, size_t k) {
     const int from = (rank_ + ranks_ - i) % ranks_;
     const Parcels& parcels = plan.sent(from, rank_);
     if (k >= parcels.size()) continue;
-    char* to = plan.exchange == Exchange::all_gather ? in_one_run(parcels[k]) : nullptr;
+    char* to = plan.exchange == Collective::all_gather ? in_one_run(parcels[k]) : nullptr;
     if (to == nullptr) round.received[static_cast<size_t>(from)] = to = take(parcels[k].bytes);
     round.messages.receive(to, parcels[k].bytes, from);
   }
@@ -74,7 +74,7 @@ void MpiCarrier::post(const Plan& plan, size_t k) {
 void MpiCarrier::complete(const Plan& plan, size_t k) {
   Round& round = rounds_[k % 2];
   round.messages.wait(idle_);
-  if (plan.exchange == Exchange::all_gather) {
+  if (plan.exchange == Collective::all_gather) {
     for (int from = 0; from < ranks_; ++from)
       if (const char* copy = round.received[static_cast<size_t>(from)])
         unpack(plan.sent(from, rank_)[k], copy);

@@ -20,18 +20,18 @@ class MpiCarrier {
   /// Takes the memory for exchanges in which no rank owns more than `bytes`.
   void reserve(int64_t bytes);
   /// Comes back when the exchange is done.
-  void run(Exchange exchange, std::span<const Part> parts);
+  void run(Collective exchange, std::span<const Part> parts);
 
  private:
   using Parcels = std::vector<Parcel>;
   /// What travels, by owner; a sum has one list, which everybody sends and receives.
   struct Plan {
-    Exchange exchange;
+    Collective exchange;
     std::vector<Parcels> of;
     const Parcels& sent(int from, int to) const {
-      return of[exchange == Exchange::sum
+      return of[exchange == Collective::sum
                     ? 0
-                    : static_cast<size_t>(exchange == Exchange::reduce_scatter ? to : from)];
+                    : static_cast<size_t>(exchange == Collective::reduce_scatter ? to : from)];
     }
   };
   /// One parcel for and from every other rank.

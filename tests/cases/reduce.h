@@ -48,7 +48,7 @@ inline OpCase whole_tensor_case(const std::string& op, int64_t n) {
 
 /// `count` pieces of one tensor, one after the other: of n elements each where that is a multiple of 64, as
 /// in training, else of n, n + 1, n + 2, n, ..., so that most begin anywhere.
-struct Pieces {
+struct TensorPieces {
   int64_t count, n;
   int64_t more(int64_t i) const { return n % 64 == 0 ? 0 : i % 3; }
   int64_t size(int64_t i) const { return n + more(i); }
@@ -59,7 +59,7 @@ struct Pieces {
 
 /// Results in float64 stay where ctx computes; the case gets them in its own dtype.
 inline OpCase sums_of_squares_case(int64_t count, int64_t n) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   const auto tensors = [=](const Tensor& x) {
     std::vector<Tensor> list;
     for (int64_t i = 0; i < count; ++i) list.push_back(pieces.of(x, i));

@@ -9,7 +9,7 @@
 enum class HalfSmooth { none, u, g };
 
 inline OpCase smooth_case(int64_t count, int64_t n, bool remember, bool nesterov, HalfSmooth half) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   const Shape all{pieces.total()};
   const bool in_place = half == HalfSmooth::none;
   const auto beta = [](int64_t i) { return 0.9f - 0.01f * static_cast<float>(i % 7); };
@@ -56,7 +56,7 @@ enum class SmoothRule { sgd, nesterov, lion, sign };
 
 /// lion: u = sign(0.9 m + 0.1 x), m <- 0.99 m + 0.01 x, cautious. nesterov keeps u, too.
 inline OpCase smooth_into_case(int64_t count, int64_t n, SmoothRule rule) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   const Shape all{pieces.total()};
   const bool lion = rule == SmoothRule::lion, nesterov = rule == SmoothRule::nesterov;
   const bool remembers = lion || nesterov, sign = lion || rule == SmoothRule::sign;
@@ -112,7 +112,7 @@ inline OpCase smooth_into_case(int64_t count, int64_t n, SmoothRule rule) {
 
 /// `into`: moves a weight in the same pass, and keeps no u.
 inline OpCase adam_case(int64_t count, int64_t n, bool first, bool second, bool into = false) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   const Shape all{pieces.total()};
   const float beta1 = first ? 0.9f : 0, beta2 = second ? 0.95f : 0;
   OpCase made{
@@ -171,7 +171,7 @@ inline OpCase adam_case(int64_t count, int64_t n, bool first, bool second, bool 
 }
 
 inline OpCase sign_case(int64_t count, int64_t n) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   return {.name = case_name("sign", {{"count", count}, {"n", n}}),
           .operands = {{.name = "x", .shape = {pieces.total()}},
                        {.name = "u", .shape = {pieces.total()}, .output = true}},
@@ -193,7 +193,7 @@ inline OpCase sign_case(int64_t count, int64_t n) {
 }
 
 inline OpCase apply_update_case(int64_t count, int64_t n, bool cautious) {
-  const Pieces pieces{count, n};
+  const TensorPieces pieces{count, n};
   const auto step = [](int64_t i) { return 0.1f * static_cast<float>(1 + i % 5); };
   return {.name = case_name("apply_update", {{"count", count}, {"n", n}}) + (cautious ? ",cautious" : ""),
           .operands = {{.name = "w", .shape = {pieces.total()}, .output = true},
