@@ -260,6 +260,15 @@ TEST(GpuAttention, NanStaysVisible) {
       EXPECT_FALSE(std::isnan(got.row_max[c.lse(0, h, 39)])) << part;
       EXPECT_TRUE(h == 0 || !std::isnan(got.row_max[c.lse(0, 0, 69)])) << part;
     }
+  }
+}
+
+// Once through every family, forward and backward: `make check` looks for races with this one.
+TEST(GpuAttention, NanInTheGradientStaysVisible) {
+  for (const Call& clean : families(70)) {
+    SCOPED_TRACE(clean.str());
+    const Case& c = clean.c;
+    const int64_t h = c.NH - 1;
     Call call = clean;
     call.dout[c.out(0, 30, h, 0)] = std::numeric_limits<float>::quiet_NaN();
     EXPECT_TRUE(std::isnan(run(call).dqkv[c.qkv(0, 3, 2, h, 0)]));
