@@ -19,7 +19,8 @@ struct Running {
 
 template <typename T>
 Measured sum_both(const T* g, const T* w, const T* start, const Running<T>& sum, int64_t n) {
-  const auto [s, beta, gain] = sum;
+  T* const s = sum.s;
+  const T beta = sum.beta, gain = sum.gain;
   double along = 0, dual = 0;
 #pragma omp simd reduction(+ : along, dual)
   for (int64_t i = 0; i < n; ++i) {
