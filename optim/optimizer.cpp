@@ -13,10 +13,11 @@
 
 struct Optimizer::Shard {
   Piece piece;
-  std::vector<StateSpec> specs;  // per block
-  std::vector<Tensor> state;     // the blocks' states stacked; without data where another rank keeps it
-  Tensor anchor = {};            // the weight before the first step, for an escape velocity
-  size_t batch = 0;              // where its blocks are
+  std::vector<StateSpec> specs;    // per block
+  std::vector<Tensor> state;       // the blocks' states stacked; without data where another rank keeps it
+  std::vector<Tensor> aside = {};  // copies of them, where measures_first()
+  Tensor anchor = {};              // the weight before the first step, for an escape velocity
+  size_t batch = 0;                // where its blocks are
 };
 
 /// The same on all ranks, in the same order, but for the blocks.
@@ -62,13 +63,13 @@ Optimizer::Optimizer(Context& ctx, ParameterTable& table, const OptimizerOptions
     : ctx_(ctx),
       options_(options),
       assignment_(assign_rules(table, options)),
-      owners_(owners_of(assignment_, ctx.comm->size())) {
+      owners_(owners_of(assignment_, ctx.comm->size())),
+      agreement_(ctx, arena_, std::ssize(owners_.pieces()), options.grad_clip,
+                 options.measured() || assignment_.velocity) {
   if (assignment_.velocity) escape_.emplace(*assignment_.velocity);
   if (!ctx.comm->alone()) table.keep_masters(owned_rows());
   plan_state();
   plan_memory();
-  arena_.add(&totals_, DType::f64, {std::ssize(shards_) + 1});
-  arena_.add(&grad_scale_, {1});
 }
 
 Optimizer::~Optimizer() = default;
@@ -123,8 +124,12 @@ void Optimizer::plan_memory() {
       if (shard.batch == b && mine(shard.piece)) own.push_back(&shard), states = shard.state.size();
     for (size_t k = 0; k < states; ++k)
       for (Shard* shard : own) arena_.add(&shard->state[k], shard->state[k].shape);
-    for (Shard* shard : own)
+    for (Shard* shard : own) {
       if (row_of(*shard).needs_anchor) arena_.add(&shard->anchor, shard->anchor.shape);
+      if (!measures_first()) continue;
+      shard->aside.resize(states);
+      for (size_t k = 0; k < states; ++k) arena_.add(&shard->aside[k], shard->state[k].shape);
+    }
   }
 }
 
@@ -160,7 +165,7 @@ int64_t Optimizer::scratch_bytes() const {
 void Optimizer::allocate() {
   arena_.allocate(ctx_);
   ctx_.scratch.reserve(scratch_bytes());
-  readback_ = std::make_unique<Readback>(ctx_, totals_.size());
+  agreement_.allocate();
   for (Batch& batch : batches_) batch.group.blocks.clear();
   for (size_t i = 0; i < shards_.size(); ++i) {
     const Parameter& p = *row_of(shards_[i]).parameter;
@@ -187,20 +192,30 @@ void Optimizer::add_blocks(const Shard& shard) {
 
 void Optimizer::step(int64_t t, int64_t total, bool keep_directions) {
   if (t == 0) keep_anchors();
-  take_norm();
-  rates_ = {.multiplier = options_.schedule.multiplier(t, total), .eta = escape_ ? escape_->eta() : 0};
-  RuleStep step{
-      .t = t + 1, .grad_scale = grad_scale_, .clips = options_.grad_clip > 0, .measure = options_.measured()};
-  if (escape_) step.eta = step.next_eta = rates_.eta, step.first_eta = escape_->first();
-  if (escape_ && !options_.escape) {  // the rules measure before they move
-    const Measured sums_of_rules = of_all_ranks(prepare(step));
-    step.next_eta = escape_->after(sums_of_rules);
-    escape_->update(sums_of_rules);
+  agreement_.square(grads_);
+  const bool first = measures_first();
+  if (first) {
+    agreement_.guess();  // from this rank's pieces alone: 1 or NaN
+    copy_state(Copy::aside);
+  } else {
+    settle(agreement_.agree(unsettled_));
   }
-  Measured found = directions(step, keep_directions);
-  if (options_.measured()) found = of_all_ranks(found);
-  if (options_.escape) escape_->update(found);
+  rates_ = {.multiplier = options_.schedule.multiplier(t, total), .eta = escape_ ? escape_->eta() : 0};
+  RuleStep step{.t = t + 1,
+                .grad_scale = agreement_.factor(),
+                .clips = options_.grad_clip > 0 && !first,
+                .measure = options_.measured()};
+  if (escape_) step.eta = step.next_eta = rates_.eta, step.first_eta = escape_->first();
+  Measured found = prepare(step);
+  if (needs_next_eta()) {
+    settle(agreement_.total(found));
+    step.next_eta = escape_->eta();
+    found = {};
+  }
+  found += directions(step, keep_directions);
+  if (escape_) unsettled_ = found;
   if (options_.sharpness > 0) {
+    found = first ? agree_late(found) : agreement_.total(found);
     rates_.sharp = rates_.multiplier * steepest_step(found.dual, options_.sharpness);
     for (const Batch& batch : batches_) apply(batch);
   }
@@ -220,30 +235,40 @@ void Optimizer::keep_anchors() {
   if (!list.empty()) smooth(ctx_, list);
 }
 
-/// ||g||_2 and the clip factor. Gradients are complete at their owners only: each rank squares its own
-/// pieces, the others' count 0, and all are summed. So every rank has the same bits, and where one piece is
-/// not finite no rank moves.
-void Optimizer::take_norm() {
-  const int64_t pieces = std::ssize(shards_);
-  const Tensor sums = totals_.slice(0, pieces);
-  sums_of_squares(ctx_, {.sums = sums, .tensors = grads_});
-  std::vector<Tensor> exchanged = {sums};
-  exchanged.insert(exchanged.end(), shared_.begin(), shared_.end());
-  ctx_.comm->finish(ctx_.comm->start_sum(exchanged));
-  clip_factor(
-      ctx_,
-      {.sums = sums, .limit = options_.grad_clip, .norm = totals_.slice(pieces, 1), .scale = grad_scale_});
-  readback_->fetch(totals_);
+void Optimizer::copy_state(Copy to) {
+  std::vector<Smooth> list;
+  for (const Shard& shard : shards_)
+    for (size_t k = 0; k < shard.aside.size(); ++k) {
+      list.push_back({.u = shard.aside[k], .g = shard.state[k]});
+      if (to == Copy::back) std::swap(list.back().u, list.back().g);
+    }
+  if (!list.empty()) smooth(ctx_, list);
 }
 
-/// Waits for all ranks, on the host, where these numbers are anyway. Those of --escape are needed only by the
-/// next step, but are not left on their way until then: a checkpoint between two steps would have to wait for
-/// them all the same, and step sizes would be others than those of one process.
-Measured Optimizer::of_all_ranks(const Measured& own) {
-  if (ctx_.comm->alone()) return own;
-  double sums[] = {own.dual, own.along};
-  ctx_.comm->sum(sums);
-  return {.dual = sums[0], .along = sums[1]};
+/// Whether a sharpness makes directions before the ranks agree() on the clip factor. One process knows it at
+/// once.
+bool Optimizer::measures_first() const {
+  if (options_.sharpness == 0 || ctx_.comm->alone()) return false;
+  return options_.grad_clip == 0 ||
+         std::ranges::all_of(batches_, [](const Batch& b) { return b.rule->scale_free(b.group); });
+}
+
+bool Optimizer::needs_next_eta() const {
+  return std::ranges::any_of(batches_, [](const Batch& b) { return b.rule->needs_next_eta(); });
+}
+
+/// The exchange after the directions: takes their state back where a gradient was not finite, and brings the
+/// numbers to what they are of clipped gradients.
+Measured Optimizer::agree_late(const Measured& own) {
+  const Measured all = agreement_.agree(own);
+  const double clip = agreement_.factor_here();
+  if (std::isnan(clip)) copy_state(Copy::back);
+  return {.dual = clip * all.dual, .along = clip * all.along};
+}
+
+void Optimizer::settle(const Measured& all) {
+  if (escape_) escape_->update(all);
+  unsettled_ = {};
 }
 
 /// What a rule's direction is multiplied by before the sensitivity. With a sharpness it is the rule's own, of
@@ -304,7 +329,7 @@ void Optimizer::apply(const Batch& batch) {
                     .step = lr / batch.sensitivity,
                     .decay = lr * batch.rule->weight_decay(),
                     .cautious = batch.rule->cautious(),
-                    .guard = grad_scale_});
+                    .guard = agreement_.factor()});
   if (!batch.applied && !list.empty()) apply_update(ctx_, list);
   if (moved_) moved_(batch.parameters);
 }
@@ -326,13 +351,13 @@ bool Optimizer::capturable() const {
 }
 
 int64_t Optimizer::mark() {
-  const int64_t ticket = readback_->mark();
+  const int64_t ticket = agreement_.mark();
   next_ticket_ = ticket + 1;
   return ticket;
 }
 
 StepReport Optimizer::report(int64_t ticket) {
-  const std::span<const double> totals = readback_->wait(ticket);
+  const std::span<const double> totals = agreement_.norms(ticket);
   const Enqueued& enqueued = enqueued_[ticket % 2];
   for (size_t i = 0; i < shards_.size(); ++i)
     if (!std::isfinite(totals[i]))
@@ -361,6 +386,7 @@ NamedTensor Optimizer::named(const Shard& shard, const std::string& suffix, cons
 }
 
 std::vector<NamedTensor> Optimizer::state() {
+  if (escape_) settle(agreement_.total(unsettled_));
   std::vector<NamedTensor> tensors;
   for (auto first = shards_.begin(); first != shards_.end();) {
     const auto end =

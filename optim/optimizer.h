@@ -25,10 +25,10 @@
 // (owners.h): it keeps state for them alone, reads their gradients alone, which must be complete there, and
 // moves their weights alone. Gradients come to their owners before a step and new weights go to the others
 // after it; that is the caller's, who finds the pieces in owners(). What a step needs of all ranks it asks
-// for itself: the squares of all pieces' gradients in one exchange, so that the norm, the clip factor and a
-// failure are the same everywhere; and in steps that are measured one small sum on the host. Results are
-// those of one process but for rounding: sums of squares and of measured numbers are taken by pieces, and
-// batches of matrices are others.
+// for itself, in one exchange, or where its numbers depend on each other in two: agreement.h.
+//
+// Results are those of one process but for rounding: sums of squares and of measured numbers are taken by
+// pieces, and batches of matrices are others.
 //
 // Deterministic for a given number of threads and ranks; no memory of tensors is allocated in step().
 #pragma once
@@ -40,9 +40,9 @@
 #include <span>
 #include <vector>
 
-#include "model/kernels/readback.h"
 #include "model/parameters.h"
 #include "model/safetensors.h"
+#include "optim/agreement.h"
 #include "optim/assign.h"
 #include "optim/describe.h"
 #include "optim/owners.h"
@@ -82,7 +82,7 @@ class Optimizer {
   /// Small f64 tensors where ctx computes that every step() from now on also sums over all ranks, in the
   /// exchange that it makes anyway: the loss. They must hold this rank's values when step() is called, and
   /// hold the sums after it. Replaces those given before.
-  void share(std::vector<Tensor> tensors) { shared_ = std::move(tensors); }
+  void share(std::vector<Tensor> tensors) { agreement_.share(std::move(tensors)); }
 
   /// Told in step() of parameters (indices into the table) whose new weights are final, or enqueued, on their
   /// owners: each once, in the same order on all ranks, also on those that own nothing of them.
@@ -100,7 +100,7 @@ class Optimizer {
 
   /// (1), where ctx computes: NaN when the last step's gradient was not finite, so that the step changed
   /// nothing. Whoever changes weights after a step does as update.h does with its `guard`.
-  const Tensor& guard() const { return grad_scale_; }
+  const Tensor& guard() const { return agreement_.factor(); }
 
   /// Marks the last step as enqueued, for report().
   int64_t mark();
@@ -114,7 +114,8 @@ class Optimizer {
   /// They are where ctx computes. Names are "<parameter>.<state>", e.g. "h.0.mlp.c_fc.weight.m"; shapes are
   /// logical, without padding. A tensor whose parameter belongs to several ranks comes in pieces, in the
   /// order of their rows; those of other ranks have no data. The list is the same on all ranks, and so is
-  /// what it says of the whole tensors for any number of ranks. "escape_velocity" is whole, the same on all.
+  /// what it says of the whole tensors for any number of ranks. "escape_velocity" is whole, the same on all;
+  /// where there is one, all ranks ask together.
   std::vector<NamedTensor> state();
   /// Of this rank.
   int64_t state_bytes() const { return arena_.bytes(); }
@@ -147,8 +148,12 @@ class Optimizer {
   size_t batch_for(const Piece& piece);
   void add_blocks(const Shard& shard);
   void keep_anchors();
-  void take_norm();
-  Measured of_all_ranks(const Measured& own);
+  enum class Copy : uint8_t { aside, back };
+  void copy_state(Copy to);
+  bool measures_first() const;
+  bool needs_next_eta() const;
+  Measured agree_late(const Measured& own);
+  void settle(const Measured& all);
   Measured prepare(const RuleStep& step);
   Measured directions(const RuleStep& step, bool keep_directions);
   Measured direction(Batch& batch, RuleStep step);
@@ -164,13 +169,11 @@ class Optimizer {
   std::vector<Batch> batches_;
   std::optional<EscapeVelocity> escape_;
   Arena arena_{"optimizer state"};
+  Agreement agreement_;
   std::vector<Tensor> grads_;                           // of the shards; empty where they are another rank's
-  std::vector<Tensor> shared_;                          // of share()
   std::function<void(std::span<const size_t>)> moved_;  // of on_moved()
-  Tensor totals_;                       // (shards + 1) f64: each one's sum of squares, then ||g||_2
-  Tensor grad_scale_;                   // (1): the clip factor, NaN when ||g||_2 is not finite
-  std::unique_ptr<Readback> readback_;  // of totals_
-  Rates rates_;                         // of the last step
-  Enqueued enqueued_[2];                // by ticket, in turn
+  Measured unsettled_;    // of the last step, this rank's: not yet part of escape_
+  Rates rates_;           // of the last step
+  Enqueued enqueued_[2];  // by ticket, in turn
   int64_t next_ticket_ = 0;
 };

@@ -73,7 +73,7 @@ struct RuleStep {
                          // without an anchor
   double lr = 0;         // after the schedule
   double eta = 0;        // escape velocity now, for rules that escape()
-  double next_eta = 0;   // and after this step's prepare()
+  double next_eta = 0;   // and after this step's prepare(), for rules that need it: needs_next_eta()
   double first_eta = 0;  // before the first step
   const Applying* apply = nullptr;  // move the weights, too; grad is then spent. Only for rules that fuse()
 };
@@ -117,6 +117,14 @@ class Rule {
   /// Of a rule that sets and uses the escape velocity by itself, through prepare(): Prodigy. Its lr is
   /// multiplied by the velocity.
   virtual std::optional<EscapeOptions> escapes() const { return std::nullopt; }
+  /// True of these when direction() uses RuleStep::next_eta, so that steps wait for it.
+  virtual bool needs_next_eta() const { return false; }
+  /// True when nothing is remembered of gradients, directions of c times the gradients, c > 0, are those of
+  /// the gradients themselves, and what is measured is c times as large.
+  virtual bool scale_free(const Group& group) const {
+    (void)group;
+    return false;
+  }
   /// State per block of a group; its blocks need not be filled in.
   virtual std::vector<StateSpec> state(const Group& group) const = 0;
   /// Scratch that prepare() and direction() take from ctx.scratch.

@@ -29,6 +29,7 @@ class Adam final : public Rule {
   std::string describe() const override { return "l1-linf, smoothed"; }
 
   bool fuses() const override { return true; }
+  bool scale_free(const Group& group) const override { return state(group).empty() && eps_ == 0; }
 
   std::vector<StateSpec> state(const Group& group) const override {
     std::vector<StateSpec> specs;

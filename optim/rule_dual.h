@@ -34,6 +34,7 @@ class DualRule : public Rule {
   bool matrices_only() const override;
   bool waits() const override { return on_host(parts_.norm, &parts_.polar); }
   bool fuses() const override { return parts_.norm.kind == NormKind::l1_linf || moves(parts_.norm); }
+  bool scale_free(const Group& group) const override { return state(group).empty() && parts_.polar.eps == 0; }
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
   }

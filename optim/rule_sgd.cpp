@@ -26,6 +26,8 @@ class Sgd final : public Rule {
   }
 
   bool fuses() const override { return true; }
+  /// When it is measured, and so a dual vector.
+  bool scale_free(const Group& group) const override { return state(group).empty(); }
 
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
     if (normalize_ || step.measure)

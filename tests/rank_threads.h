@@ -64,6 +64,7 @@ class ThreadComm final : public Comm {
   bool capturable() const override { return false; }
 
   Ticket start_sum(std::span<const Tensor> tensors) override {
+    ++sums_;
     std::vector<Part> parts;
     for (const Tensor& tensor : tensors) parts.push_back({tensor, kEverybody});
     return start(Kind::sum, std::move(parts));
@@ -82,8 +83,11 @@ class ThreadComm final : public Comm {
   }
   void sum(std::span<double> values) override {
     finish(static_cast<Ticket>(pending_.size()) - 1);
+    ++sums_;
     exchange({Kind::sum, {{Tensor(values.data(), {std::ssize(values)}), kEverybody}}});
   }
+  /// Sums over all ranks that were asked for so far.
+  int64_t sums() const { return sums_; }
 
  private:
   static constexpr int kEverybody = -1;
@@ -149,6 +153,7 @@ class ThreadComm final : public Comm {
   std::shared_ptr<Meeting> meeting_;
   std::vector<Exchange> pending_;
   Ticket done_ = 0;
+  int64_t sums_ = 0;
 };
 
 /// Runs `body` on every rank at once. Returns what each rank threw, "" for nothing.

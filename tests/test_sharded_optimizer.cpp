@@ -46,6 +46,18 @@ TEST(ShardedOptimizer, ClipsByTheNormOfAll) {
   }
 }
 
+namespace {
+/// Rules that remember nothing, of several norms.
+OptimizerOptions without_memory() {
+  OptimizerOptions options = everywhere("spectral:ns=svd,scale=rms", "sign");
+  options.rules[Role::embedding] = "colnorm:s=3";
+  options.rules[Role::position] = "sgd";
+  options.overrides = {{"h.1.mlp.c_fc.weight", "scion:alpha=1,radius=2"},
+                       {"h.0.mlp.c_proj.weight", "adam:beta1=0,beta2=0,eps=0"}};
+  return options;
+}
+}  // namespace
+
 // Step sizes are sums over all tensors.
 TEST(ShardedOptimizer, MeasuredSteps) {
   OptimizerOptions options = everywhere("rownorm:momentum=0.5,nesterov=1", "sign");
@@ -55,6 +67,9 @@ TEST(ShardedOptimizer, MeasuredSteps) {
   check_ranks(options, 1e-5);
   options.grad_clip = 0.1;
   check_ranks(options, 1e-5);
+  OptimizerOptions no_memory = without_memory();
+  no_memory.grad_clip = 0.1, no_memory.sharpness = 10;
+  check_ranks(no_memory, 1e-5);
   options.sharpness = 0;
   options.escape = parse_escape("--escape", "1e-3:growth=2");
   check_ranks(options, 1e-5);
@@ -66,13 +81,59 @@ TEST(ShardedOptimizer, MeasuredSteps) {
     const std::string rule = std::string("prodigy:eta0=1e-3,variant=") + variant;
     options = everywhere(rule, rule);
     check_ranks(options, 1e-5);
+    options.grad_clip = 0.1;
+    check_ranks(options, 1e-5);
   }
+}
+
+// Squares of gradients and what steps are measured by go together, but where agreement.h says why not.
+TEST(ShardedOptimizer, RanksAgreeInOneExchange) {
+  const auto expect_sums = [](const OptimizerOptions& options, int64_t want) {
+    SCOPED_TRACE(options.rules.at(Role::hidden));
+    const auto failures = on_ranks(3, [&](const std::shared_ptr<Comm>& comm) {
+      RankModel model(options, comm);
+      const auto& counted = dynamic_cast<const ThreadComm&>(*comm);
+      for (int64_t t = 0; t < 3; ++t) {
+        model.set_gradients(t);
+        const int64_t before = counted.sums();
+        model.optimizer.step(t, 20);
+        EXPECT_EQ(counted.sums() - before, want) << "step " << t;
+      }
+    });
+    for (const std::string& failure : failures) EXPECT_EQ(failure, "");
+  };
+  const auto clipped = [](OptimizerOptions options) {
+    options.grad_clip = 0.1;
+    return options;
+  };
+  expect_sums(recipe_options("muon"), 1);
+  expect_sums(recipe_options("adamw"), 1);
+  OptimizerOptions memory = everywhere("muon:steps=1", "signum"), bare = without_memory();
+  memory.sharpness = bare.sharpness = 10;
+  expect_sums(memory, 1);
+  expect_sums(bare, 1);
+  expect_sums(clipped(bare), 1);
+  expect_sums(clipped(memory), 2);
+  bare.rules[Role::vector] = "adam:beta1=0,beta2=0";  // eps makes small gradients others than large ones
+  expect_sums(clipped(bare), 2);
+  memory.sharpness = 0, memory.escape = parse_escape("--escape", "1e-3");
+  expect_sums(memory, 1);
+  expect_sums(clipped(memory), 1);
+  expect_sums(recipe_options("prodigy"), 1);
+  expect_sums(clipped(recipe_options("prodigy")), 1);
+  expect_sums(everywhere("prodigy:variant=no-ema", "prodigy:variant=no-ema"), 1);
+  expect_sums(everywhere("prodigy:variant=package", "prodigy:variant=package"), 2);
+  expect_sums(everywhere("prodigy:variant=package,eps=0", "prodigy:variant=package,eps=0"), 1);
 }
 
 // A number that is not finite, in any piece, seen by its owner alone: no rank moves, all say the same.
 TEST(ShardedOptimizer, NonFiniteGradientStopsAllRanks) {
   std::vector<OptimizerOptions> list = {recipe_options("muon"), recipe_options("adamw"),
                                         recipe_options("prodigy"), everywhere("rownorm", "sign")};
+  list.back().sharpness = 10;
+  list.push_back(everywhere("normuon:steps=1", "signum"));
+  list.back().sharpness = 10;
+  list.push_back(everywhere("soap", "adam"));
   list.back().sharpness = 10;
   list.push_back(everywhere("spectral", "adam"));
   list.back().escape = parse_escape("--escape", "1e-3");
