@@ -311,3 +311,24 @@ TEST_F(ProgramRanksOnGpu, MastersMoveToOtherRanks) {
   expect_success(run(words("parts", {"--steps", "2", "--resume"}), ranks(3)));
   expect_same_losses("whole", "parts", 1e-4);
 }
+
+// Numbers of the host that travel with those of the GPU, before the directions and after them.
+TEST_F(ProgramRanksOnGpu, StepSizesOfTheWholeNetwork) {
+  prepare();
+  for (const char* measure : {"--sharpness=4096", "--escape=1e-3"}) {
+    const Words more = {"--model",        "gpt2-nano:layers=1,channels=24",
+                        "--steps",        "5",
+                        "--global-batch", "6",
+                        "--val-every",    "0",
+                        measure};
+    const std::string name = std::string(measure).substr(2, 3);
+    expect_success(run(job(name + "1", more)));
+    expect_success(run(job(name + "3", more), ranks(3)));
+    expect_same_losses(name + "1", name + "3", 1e-6);
+    std::vector<double> sizes;
+    for (const json& line : log(name + "3"))
+      if (line["type"] == "train") sizes.push_back(line.value("eta", line["lr"].get<double>()));
+    ASSERT_EQ(sizes.size(), 5u);
+    EXPECT_NE(sizes.front(), sizes.back());
+  }
+}
