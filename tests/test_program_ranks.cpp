@@ -158,16 +158,46 @@ TEST_F(ProgramRanks, AHeadOfItsOwn) {
 
 TEST_F(ProgramRanks, RulesWithMatrixState) {
   prepare();
-  for (const char* rule : {"shampoo", "soap", "normuon", "dion:rank=8", "oneside"}) {
-    const std::string name = std::string(rule).substr(0, 4);
-    const Words more = {"--hidden", rule, "--steps", "4"};
-    expect_success(run(job(name + "1", more)));
-    expect_success(run(job(name + "3", more), ranks(3)));
-    Words other = more;
-    other.insert(other.end(), {"--batch-size", "3"});
-    expect_success(run(job(name + "other", other)));
-    EXPECT_LT(difference(name + "1", name + "3"), 1e-6 + 5 * difference(name + "1", name + "other")) << rule;
+  const struct {
+    std::string rule;
+    int tied, untied;  // ranks, with micro-batches of one row and with one each
+  } cases[] = {
+      {"shampoo", 2, 3}, {"soap", 3, 2}, {"normuon", 3, 4}, {"dion:rank=8", 4, 8}, {"oneside", 8, 2}};
+  for (const auto& [rule, tied, untied] : cases)
+    for (const int N : {tied, -untied}) {
+      const std::string name = rule.substr(0, 4) + (N > 0 ? "-tied-" : "-untied-");
+      Words more = {"--hidden", rule, "--steps", "4"};
+      if (N < 0) more.insert(more.end(), {"--model", "gpt2-nano:layers=2,tied=0"});
+      const auto with_rows = [&](int rows) {
+        Words words = more;
+        words.insert(words.end(), {"--batch-size", std::to_string(rows)});
+        return words;
+      };
+      expect_success(run(job(name + "1", with_rows(1))));
+      expect_success(run(job(name + "N", with_rows(N > 0 ? 1 : 24 / -N)), ranks(std::abs(N))));
+      expect_success(run(job(name + "other", with_rows(3))));
+      EXPECT_LT(difference(name + "1", name + "N"), 1e-6 + 5 * difference(name + "1", name + "other"))
+          << name;
+    }
+}
+
+// Rank 0's share, where the split is even, and the small sums.
+TEST_F(ProgramRanks, ExchangesAreLogged) {
+  prepare();
+  const Words more = {"--val-every", "0"};
+  expect_success(run(job("one", more)));
+  expect_success(run(job("two", more), ranks(2)));
+  const auto parameters = log("two")[0]["parameters"].get<double>();
+  int steps = 0;
+  for (const json& line : log("two")) {
+    if (line["type"] != "train") continue;
+    ++steps;
+    EXPECT_NEAR(line["comm_bytes"].get<double>() / (4 * parameters), 1, 0.02);
+    EXPECT_GE(line["comm_exposed_ms"], 0.0);
+    EXPECT_GE(line["comm_busy_ms"], line["comm_exposed_ms"]);
   }
+  EXPECT_EQ(steps, 6);
+  for (const json& line : log("one")) EXPECT_FALSE(line.contains("comm_bytes"));
 }
 
 TEST_F(ProgramRanks, StepSizesOfTheWholeNetwork) {
