@@ -1,4 +1,6 @@
 // The program as a job of several processes under mpirun, from the outside.
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "random.h"
@@ -129,16 +131,22 @@ TEST_F(ProgramRanks, MicroBatchesAndRanksAreInterchangeable) {
 
 TEST_F(ProgramRanks, ResumesOnAnotherNumber) {
   prepare();
+  const Words escape = {"--escape", "1e-3"};  // its last numbers are those of all ranks in the checkpoint
   expect_success(run(job("whole")));
-  const Words saving = {"--checkpoint-every", "3"};
-  for (const auto& [before, after] : {std::pair(1, 3), {4, 1}, {3, 8}}) {
-    const std::string out = "from" + std::to_string(before) + "to" + std::to_string(after);
-    expect_success(run(job(out, saving), ranks(before)));
+  expect_success(run(job("whole-escape", escape)));
+  for (const auto& [before, after, more] :
+       {std::tuple(1, 3, Words()), {4, 1, Words()}, {3, 8, Words()}, {3, 2, escape}}) {
+    const std::string whole = more.empty() ? "whole" : "whole-escape";
+    const std::string out = fmt::format("{}-from{}to{}", whole, before, after);
+    Words words = more;
+    words.insert(words.end(), {"--checkpoint-every", "3"});
+    expect_success(run(job(out, words), ranks(before)));
     fs::remove_all(path(out + "/checkpoints/step-00000006"));
-    const Result resumed = run(job(out, {"--checkpoint-every", "3", "--resume"}), ranks(after));
+    words.push_back("--resume");
+    const Result resumed = run(job(out, words), ranks(after));
     expect_success(resumed);
     EXPECT_NE(resumed.out.find("resuming after step 3"), std::string::npos) << resumed.out;
-    expect_same_losses("whole", out, 1e-6);
+    expect_same_losses(whole, out, 1e-6);
   }
 }
 
