@@ -363,12 +363,25 @@ TEST_F(ExecutorDeathTest, StackOverflow) {
 // -------------------------------------------------------------------------------------- bad launches, calls
 
 __global__ void nothing() {}
+__global__ void keeps_floats(float* y) {
+  __shared__ float kept[5120];  // 20 KiB
+  kept[threadIdx.x] = *y;
+  __syncthreads();
+  *y = kept[blockDim.x - 1 - threadIdx.x];
+}
 TEST_F(ExecutorDeathTest, LaunchesThatNoGpuTakes) {
   EXPECT_DEATH(run({.grid = 1, .block = 1025}, nothing),
                "a block of \\(1025,1,1\\) threads cannot be launched");
   EXPECT_DEATH(run({.grid = 0, .block = 32}, nothing), "a grid of \\(0,1,1\\) blocks cannot be launched");
   EXPECT_DEATH(run({.grid = dim3(1, 65536), .block = 32}, nothing), "a grid of \\(1,65536,1\\)");
   EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 228 << 10}, nothing), "a block has at most 232448");
+  float y = 1;
+  run({.grid = 1, .block = 32, .shared = 28 << 10}, keeps_floats, &y);  // 48 KiB together
+  EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 29 << 10}, keeps_floats, &y),
+               "29696 bytes of dynamic and 20480 of static shared memory: launch\\(\\) asks");
+  run({.grid = 1, .block = 32, .shared = 207 << 10}, keeps_floats, &y);
+  EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 208 << 10}, keeps_floats, &y),
+               "212992 bytes of dynamic and 20480 of static shared memory, a block has at most 232448");
 }
 }  // namespace
 #endif
