@@ -67,6 +67,7 @@ def build(tools):
         old = [tools.env[variable]] if tools.env.get(variable) else []
         tools.env[variable] = ":".join([f for f in folders if os.path.isdir(f)] + old)
 
+    prepend("PATH", os.path.join(deps, "mpi", "bin"))
     prepend("CPATH", os.path.join(deps, "include"), *includes)
     prepend("LIBRARY_PATH", os.path.join(deps, "lib"), links, *libraries)
     prepend("LD_LIBRARY_PATH", os.path.join(deps, "lib"), *libraries)

@@ -153,6 +153,7 @@ def markdown(record):
              f"`make gpu-check`, {record['seconds']:.0f} seconds in all.", stages_section(record), failures_section(record),
              step_section(record),
              phases_section(record), harness_section(record, "gemm", "Matrix products of GPT-2 124M"),
+             harness_section(record, "gemm_lab", "Candidates for matrix products"),
              harness_section(record, "ops_bf16", "Operations, bf16"),
              harness_section(record, "ops_fp32", "Operations, fp32"), parity_section(record)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -26,7 +26,11 @@ from programs import build
 from tools import ROOT, Failed, Skipped, Tools
 
 # The tests of what runs on a GPU, and of every PTX wrapper bit by bit.
-GPU_TESTS = "*Gpu*:*Streams*:Wrappers.*:Hopper.*:ModelInBf16.*"
+GPU_TESTS = "*Gpu*:*Streams*:Wrappers.*:ModelInBf16.*"
+# Those of them that start the program, or several ranks of it.
+PROGRAM_TESTS = "ProgramOnGpu.*:ProgramRanksOnGpu.*:QkClipOnGpu.*:*ProgramNorms*"
+# What the trainer does not run yet, and may hang.
+LAB_TESTS = "Hopper.*"
 # Small enough for a checker that slows kernels down a hundredfold.
 SANITIZED_TESTS = "GpuF32.*=1,T=3,C=16*:GpuBf16.*T=5,C=33*:GpuBf16.matmul/M=7*:GpuBf16.cross_entropy/N=5*:*GpuAttention*"
 
@@ -53,7 +57,7 @@ def machine(tools):
 
 
 def gtest(tools, filter_, prefix=(), patience=30):
-    tools.env["TRAIN_GPT"] = tools.program("train_gpt")
+    tools.env["TRAIN_GPT"] = tools.env["TRAIN_GPT_GPU"] = tools.program("train_gpt")
     log = tools.log()
     done = suites.run(tools.program("tests/all"), filter_, log, tools.env, tools.stage_until, patience, prefix)
     counts = {"tests": len(done.passed) + len(done.skipped) + len(done.failed), "failed": list(done.failed)[:50],
@@ -70,14 +74,24 @@ def gtest(tools, filter_, prefix=(), patience=30):
 
 def gpu_tests(tools):
     """Every CUDA half against its float64 oracle, every PTX wrapper bit by bit: the same test program as everywhere."""
-    return gtest(tools, tools.size(GPU_TESTS, "GpuF32.gelu*:GpuBf16.gelu*"))
+    return gtest(tools, tools.size(f"{GPU_TESTS}-{PROGRAM_TESTS}", "GpuF32.gelu*:GpuBf16.gelu*"))
+
+
+def lab_tests(tools):
+    """TMA, mbarriers and wgmma, which only candidates in dev/lab use."""
+    return gtest(tools, LAB_TESTS, patience=15)
+
+
+def program_tests(tools):
+    """The program on the GPU from the outside: it learns what the CPU learns, resumes to the bit, ranks share the GPU."""
+    return gtest(tools, tools.size(PROGRAM_TESTS, "ProgramOnGpu.ResumeEquals*"), patience=90)
 
 
 def all_tests(tools):
     """The rest of the test program on this machine."""
     if tools.o.self_test:
         raise Skipped("make test runs them")
-    return gtest(tools, f"-{GPU_TESTS}:*Kill*", patience=60)
+    return gtest(tools, f"-{GPU_TESTS}:{PROGRAM_TESTS}:{LAB_TESTS}:*Kill*", patience=60)
 
 
 def sanitized(tools, tool):
@@ -107,7 +121,7 @@ def racecheck(tools):
     return sanitized(tools, "racecheck")
 
 
-def harness(tools, arguments, dtype):
+def harness(tools, arguments, dtype, variant=None):
     """The harness writes its results as it goes: what it had when it was stopped counts. A case that takes the GPU from the
     process fails all that follow, so another process goes on behind it."""
     rest = tools.run([tools.program("harness"), "--names", *arguments], name="names").splitlines()
@@ -121,7 +135,8 @@ def harness(tools, arguments, dtype):
         text = ""
         try:
             text = tools.run([tools.program("harness"), "--device", "cuda", "--dtype", dtype, "--json", result,
-                              "--seconds", str(tools.size(0.2, 0.001)), "--cases", cases], check=False)
+                              "--seconds", str(tools.size(0.2, 0.001)), "--cases", cases,
+                              *(["--variant", variant] if variant else [])], check=False)
         except Failed as failure:
             stopped = str(failure)
         if not os.path.exists(result):
@@ -144,15 +159,25 @@ def harness(tools, arguments, dtype):
     return figures
 
 
-def gemm(tools):
-    """cuBLASLt on the products of GPT-2 124M at 65536 tokens, and candidates beside it."""
+def gemm_cases(tools):
+    """The products of GPT-2 124M at 65536 tokens, as the harness wants them."""
     sizes = tools.size([], ["--tokens", "32", "--channels", "16", "--vocab", "128", "--chunk", "16"])
     path = os.path.join(tools.work, "gemm_cases.txt")
     shapes = subprocess.run([sys.executable, os.path.join(ROOT, "dev/gpu_check/gemm_shapes.py"), *sizes],
                             capture_output=True, text=True, check=True)
     with open(path, "w") as file:
         file.write(shapes.stdout)
-    return harness(tools, ["--cases", path], "bf16")
+    return ["--cases", path]
+
+
+def gemm(tools):
+    """cuBLASLt on the products of GPT-2 124M at 65536 tokens."""
+    return harness(tools, gemm_cases(tools), "bf16", "shipped")
+
+
+def gemm_lab(tools):
+    """Candidates beside it, which may hang."""
+    return harness(tools, gemm_cases(tools), "bf16")
 
 
 OP_SIZES = ("B=64,T=1024,C=768,NH=12,V=50257,chunk=8192", "B=1,T=8,C=32,NH=2,V=200,chunk=8")
@@ -160,13 +185,13 @@ OP_SIZES = ("B=64,T=1024,C=768,NH=12,V=50257,chunk=8192", "B=1,T=8,C=32,NH=2,V=2
 
 def ops_bf16(tools):
     """Every operation of a training step of GPT-2 124M, 64 x 1024 tokens, bf16, against this GPU's rooflines."""
-    return harness(tools, ["--shape", tools.size(*OP_SIZES)], "bf16")
+    return harness(tools, ["--shape", tools.size(*OP_SIZES)], "bf16", "shipped")
 
 
 def ops_fp32(tools):
     """The same in fp32, 8 x 1024 tokens."""
     sizes = OP_SIZES[0].replace("B=64", "B=8").replace("chunk=8192", "chunk=2048")
-    return harness(tools, ["--shape", tools.size(sizes, OP_SIZES[1])], "fp32")
+    return harness(tools, ["--shape", tools.size(sizes, OP_SIZES[1])], "fp32", "shipped")
 
 
 def random_shard(path, tokens, vocab):
@@ -325,7 +350,8 @@ def ranks(tools):
 # Seconds are what each may take; the sum may pass the limit, because most need far less.
 # Should the time not be enough, what is known from elsewhere or changes least is last.
 STAGES = [(machine, 15), (build, 240), (gpu_tests, 120), (parity, 60), (train, 75), (phases, 45), (gemm, 60), (pytorch, 150),
-          (ops_bf16, 90), (memcheck, 45), (ranks, 60), (racecheck, 45), (ops_fp32, 60), (all_tests, 120)]
+          (ops_bf16, 90), (program_tests, 90), (memcheck, 45), (ranks, 60), (lab_tests, 60), (gemm_lab, 60), (racecheck, 45),
+          (ops_fp32, 60), (all_tests, 120)]
 
 
 def run_stages(tools, results, after_each):
