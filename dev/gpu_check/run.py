@@ -42,17 +42,17 @@ def machine(tools):
     found = {"python": sys.version.split()[0], "cores": len(os.sched_getaffinity(0))}
     with open("/proc/meminfo") as file:
         found["memory_gib"] = round(int(file.readline().split()[1]) / 2**20)
-    if shutil.which("nvidia-smi"):
-        fields = ["name", "driver_version", "memory.total", "clocks.max.sm", "power.limit", "persistence_mode"]
-        line = tools.run(["nvidia-smi", "--query-gpu=" + ",".join(fields), "--format=csv,noheader"])
-        found.update(zip(fields, (value.strip() for value in line.splitlines()[0].split(","))))
-    elif not tools.o.self_test:
-        raise Failed("no nvidia-smi: is there a GPU?")
     if shutil.which("nvcc"):
         found["nvcc"] = re.search(r"release ([\d.]+)", tools.run(["nvcc", "--version"], name="nvcc")).group(1)
     if shutil.which("git"):
         revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
         found["revision"] = revision.stdout.strip() or "unknown"
+    if shutil.which("nvidia-smi"):
+        fields = ["name", "driver_version", "memory.total", "clocks.max.sm", "power.limit", "persistence_mode"]
+        line = tools.run(["nvidia-smi", "--query-gpu=" + ",".join(fields), "--format=csv,noheader"])
+        found.update(zip(fields, (value.strip() for value in line.splitlines()[0].split(","))))
+    elif not tools.o.self_test:
+        raise Failed("no nvidia-smi: is there a GPU?", found)
     return found
 
 
