@@ -42,9 +42,9 @@ double best_seconds(Context& ctx, Body&& body) {
 int64_t first_side(const Context& ctx) {
   if constexpr (kHaveGpu)
     if (ctx.device) {
-      const int per_multiprocessor = ctx.dtype == DType::f32 ? 32 : 64;
-      return static_cast<int64_t>(
-          std::bit_floor(static_cast<uint64_t>(per_multiprocessor * gpu::info(*ctx.device).multiprocessors)));
+      const int64_t per_multiprocessor = ctx.dtype == DType::f32 ? 32 : 64;
+      const int64_t side = per_multiprocessor * gpu::info(*ctx.device).multiprocessors;
+      return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(side)));
     }
   return 1024;
 }
