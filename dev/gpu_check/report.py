@@ -105,7 +105,8 @@ def phases_section(record):
                      number(row["bytes"] / row["seconds"] / 1e9, 0) if row["bytes"] else "-"])
     return ("## Where the time goes\n\nEvery operation waited for, so the sum is longer than a step. The step reaches "
             f"{100 * bench['share_of_floor']:.0f} % of the floor of its matrix products, "
-            f"{100 * bench['speed_of_light']:.0f} % with memory traffic counted.\n\n" +
+            f"{100 * bench['speed_of_light']:.0f} % with memory traffic counted. The host needs {number(bench.get('enqueue_ms'), 2)} ms "
+            "to capture, update and launch a step's graph.\n\n" +
             table(["phase", "operation", "calls", "ms", "%", "TFLOP/s", "GB/s"], rows))
 
 
