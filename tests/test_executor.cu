@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include "dev/cuda_on_cpu/device_memory.h"
@@ -29,6 +30,41 @@ class ExecutorMemory : public testing::Test {
 };
 using ExecutorBugs = ExecutorMemory;
 using ExecutorDeathTest = ExecutorMemory;
+
+// ------------------------------------------------------------------------------------------- several workers
+
+__global__ void count_visits(int* visits, double* sums) {
+  __shared__ double part[32];
+  part[threadIdx.x] = std::sqrt(static_cast<double>(blockIdx.x * 32 + threadIdx.x));
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  ++visits[blockIdx.x];
+  sums[blockIdx.x] = std::accumulate(part, part + 32, 0.0);
+}
+
+/// 100 grids of 300 blocks: whether each block ran once, alone with its shared memory.
+bool every_block_runs_once() {
+  std::vector<int> visits(300);
+  std::vector<double> sums(300), expected(300);
+  for (int i = 0; i < 300 * 32; ++i) expected[static_cast<size_t>(i / 32)] += std::sqrt(double{1} * i);
+  for (int grid = 0; grid < 100; ++grid) {
+    run({.grid = 300, .block = 32}, count_visits, visits.data(), sums.data());
+    if (sums != expected) return false;
+  }
+  return visits == std::vector<int>(300, 100);
+}
+
+/// Tests run with one worker, a process for each core (tests/gtest.sh), so this one starts a process with
+/// more.
+TEST_F(ExecutorMemory, SeveralWorkersShareTheBlocks) {
+  if (kTsan) GTEST_SKIP() << "a race check has one worker";
+  EXPECT_EXIT(
+      {
+        setenv("CUDA_ON_CPU_THREADS", "4", 1);
+        std::exit(every_block_runs_once() ? 0 : 1);
+      },
+      testing::ExitedWithCode(0), "");
+}
 
 // ----------------------------------------------------------------------------------------- missing barriers
 
