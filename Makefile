@@ -205,13 +205,13 @@ $(BUILD)/tests/%.o: tests/%.cpp | $(PRECOMPILED_TESTS)
 	@mkdir -p $(@D)
 	$(call compile,precompiled_tests)
 
-$(BUILD)/%.cu.o: %.cu | $(if $(filter sim,$(DEVICE)),$(PRECOMPILED))
+$(BUILD)/%.cu.o: %.cu | $(if $(filter sim,$(DEVICE)),$(PRECOMPILED) $(PRECOMPILED_TESTS))
 	@mkdir -p $(@D)
 ifeq ($(DEVICE),cuda)
 	@# What ptxas says of every kernel is kept beside the object, for tests/check_ptxas.sh.
 	$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MMD -MP -c $< -o $@ 2>$@.ptxas || { cat $@.ptxas >&2; exit 1; }
 else
-	$(call compile,precompiled,-x c++ -fno-strict-aliasing -Wno-strict-aliasing)
+	$(call compile,$(if $(filter tests/%,$<),precompiled_tests,precompiled),-x c++ -fno-strict-aliasing -Wno-strict-aliasing)
 endif
 
 $(BUILD)/train_gpt.o: train_gpt.cu | $(PRECOMPILED)
