@@ -37,10 +37,6 @@ struct Softmax {
     x = fmaxf(x, __shfl_xor_sync(kFullMask, x, 1));
     return fmaxf(x, __shfl_xor_sync(kFullMask, x, 2));
   }
-  static __device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(kFullMask, x, 1);
-    return x + __shfl_xor_sync(kFullMask, x, 2);
-  }
 
   /// Scores become 2^(c s - max); what was summed under the old maximum shrinks to the new one.
   template <int kN, int kColumns>
@@ -112,13 +108,13 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
   const int last_tile = (min(first_query + F::kQueries, z.T) - 1) / F::kKeys;
   const bf16* const from = qkv + z.qkv_offset(head, 0);
   RowCopy<HS, F::kKeys, F::kThreads> copy(from + z.C, 3 * z.C, 0, z.T);
-  const auto copy_next = [&](int stage) {
-    copy.start(keys + stage * F::kTile);
-    copy.start(values + stage * F::kTile, z.C);
+  const auto copy_next = [&](int j) {
+    copy.start(keys + j % 2 * F::kTile, j * F::kKeys);
+    copy.start(values + j % 2 * F::kTile, j * F::kKeys, z.C);
     copy.advance();
     cp_async_commit();
   };
-  RowCopy<HS, F::kQueries, F::kThreads>(from, 3 * z.C, first_query, z.T).start(queries);
+  RowCopy<HS, F::kQueries, F::kThreads>(from, 3 * z.C, first_query, z.T).start(queries, first_query);
   copy_next(0);
 
   const int own = warp_id() * 16 * F::kM, warp_first = first_query + own,
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
   for (int j = 0; j <= last_tile; ++j) {
     cp_async_wait<0>();
     __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
-    if (j < last_tile) copy_next((j + 1) % 2);
+    if (j < last_tile) copy_next(j + 1);
     const int first_key = j * F::kKeys;
     if (first_key > warp_last) continue;  // all of these keys are later than this warp's queries
     float s[F::kM][F::kN][4] = {};
@@ -141,7 +137,7 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
       for_each(s, [&](float& score, int row, int column) {
         if (first_key + column > warp_first + row) score = -INFINITY;
       });
-    softmax.add(s, sum, z.scale * kLog2E);
+    softmax.add(s, sum, z.scale2);
     multiply_add<HS>(sum, s, values + j % 2 * F::kTile);
   }
   const int64_t rows_of_head = int64_t{head} * z.T;
