@@ -213,8 +213,8 @@ __device__ __forceinline__ void store_rows(bf16* to, int stride, int first, int 
   for (int i = 0; i < kM * 16; i += kStep) {
     const int r = i + lane_id() / kChunks, chunk = lane_id() % kChunks;
     if (first + r < T)
-      store(to + int64_t{first + r} * stride + chunk * 8,
-            load<bf16, 8>(tile + Place<HS>(row + r, chunk % 8).at(0, chunk & 8)));
+      store_global16(to + int64_t{first + r} * stride + chunk * 8,
+                     *reinterpret_cast<const int4*>(tile + Place<HS>(row + r, chunk % 8).at(0, chunk & 8)));
   }
 }
 
