@@ -99,11 +99,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
-/// The warp's own rows of a tile as the left factor of products: held in registers, or read again each time.
-template <int HS, int kM, bool kInRegisters>
+/// The warp's own rows of a tile as the left factor of products: the first kKept pieces of 16 columns are
+/// held in registers, the others read again each time.
+template <int HS, int kM, int kKept>
 struct OwnRows {
   const bf16* rows;
-  uint32_t kept[kInRegisters ? HS / 16 : 1][kM][4];
+  uint32_t kept[kKept > 0 ? kKept : 1][kM][4];
 
   /// `first` is a multiple of 8.
   __device__ __forceinline__ OwnRows(const bf16* tile, int first) : rows(tile + first * HS) {}
@@ -112,29 +113,28 @@ struct OwnRows {
   }
   /// To be called once, when the tile is there.
   __device__ __forceinline__ void keep() {
-    if constexpr (kInRegisters)
 #pragma unroll
-      for (int k = 0; k < HS / 16; ++k)
+    for (int k = 0; k < kKept; ++k)
 #pragma unroll
-        for (int m = 0; m < kM; ++m) read(kept[k][m], k, m);
+      for (int m = 0; m < kM; ++m) read(kept[k][m], k, m);
   }
   __device__ __forceinline__ void get(uint32_t (&a)[kM][4], int k) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      if constexpr (kInRegisters)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[m][i] = kept[k][m][i];
-      else
+      if (k >= kKept) {
         read(a[m], k, m);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[m][i] = kept[k][m][i];
     }
   }
 };
 
 /// s += own rows (16 kM, HS) times the transpose of a tile of 8 kN rows.
-template <int HS, int kM, int kN, bool kInRegisters>
+template <int HS, int kM, int kN, int kKept>
 __device__ __forceinline__ void multiply_add_transposed(float (&s)[kM][kN][4],
-                                                        const OwnRows<HS, kM, kInRegisters>& own,
-                                                        const bf16* tile) {
+                                                        const OwnRows<HS, kM, kKept>& own, const bf16* tile) {
 #pragma unroll
   for (int k = 0; k < HS / 16; ++k) {
     uint32_t a[kM][4];

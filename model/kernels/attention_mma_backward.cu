@@ -1,4 +1,5 @@
 #include "model/kernels/attention_mma.cuh"
+#include "model/kernels/hopper.h"
 
 // The backward pass on tensor cores, after FlashAttention-2 (arXiv 2307.08691), section 3.2, in two kernels
 // without atomics: one walks over the keys of its queries and sums dq, the other over the queries of its keys
@@ -33,14 +34,15 @@ struct KeyGradient {
   static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
   static constexpr int kM = HS == 64 ? 2 : 1, kN = 4;  // (16 kM keys, 8 kN queries) per warp
   static constexpr int kKeys = 16 * kM * kWarps, kQueries = 8 * kN;
-  static constexpr bool kKeepKeys = HS == 128;  // in registers; with HS = 64, or values too, they would spill
-  static constexpr int kBlocks = 2;             // per multiprocessor: up to 255 registers per thread
+  // Pieces of 16 columns of a warp's keys in registers: as many as go without spills.
+  static constexpr int kKept = HS == 128 ? 8 : HOPPER_CODE ? 3 : 0;
+  static constexpr int kBlocks = 2;  // per multiprocessor: up to 255 registers per thread
   static constexpr int kTile = kQueries * HS;
-  struct Stage {
-    bf16 queries[kTile], dout[kTile];
-    float lse[kQueries], D[kQueries];
+  struct Stages {
+    bf16 queries[2][kTile], dout[2][kTile];
+    float lse[2][kQueries], D[2][kQueries];
   };
-  static constexpr size_t kShared = 2 * kKeys * HS * sizeof(bf16) + 2 * sizeof(Stage);
+  static constexpr size_t kShared = 2 * kKeys * HS * sizeof(bf16) + sizeof(Stages);
 };
 
 template <int HS>
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
   using G = KeyGradient<HS>;
   DYN_SHARED(bf16, keys);
   bf16* const values = keys + G::kKeys * HS;
-  auto* const stages = reinterpret_cast<typename G::Stage*>(values + G::kKeys * HS);
+  auto& stages = *reinterpret_cast<typename G::Stages*>(values + G::kKeys * HS);
 
   // The tiles of a head follow each other, so that its queries stay in the cache; the earliest keys, which
   // most queries see, begin.
@@ -61,15 +63,14 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
   RowCopy<HS, G::kQueries, G::kThreads> copy_dout(dout + z.out_offset(head), z.C, first_key, z.T);
   const float* const lse = stats + z.stats_offset(head);
   const auto copy_next = [&](int i) {
-    typename G::Stage& to = stages[i % 2];
-    copy_queries.start(to.queries, i * G::kQueries);
+    copy_queries.start(stages.queries[i % 2], i * G::kQueries);
     copy_queries.advance();
-    copy_dout.start(to.dout, i * G::kQueries);
+    copy_dout.start(stages.dout[i % 2], i * G::kQueries);
     copy_dout.advance();
     if (const int at = static_cast<int>(threadIdx.x) * 4; at < G::kQueries) {
       const int t = i * G::kQueries + at;
-      cp_async16(to.lse + at, lse + t, t < z.T);
-      cp_async16(to.D + at, lse + z.padded() + t, t < z.T);
+      cp_async16(stages.lse[i % 2] + at, lse + t, t < z.T);
+      cp_async16(stages.D[i % 2] + at, lse + z.padded() + t, t < z.T);
     }
     cp_async_commit();
   };
@@ -80,8 +81,8 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
 
   const int own = warp_id() * 16 * G::kM, warp_first = first_key + own,
             warp_last = warp_first + 16 * G::kM - 1;
-  OwnRows<HS, G::kM, G::kKeepKeys> k(keys, own);
-  const OwnRows<HS, G::kM, false> v(values, own);
+  OwnRows<HS, G::kM, G::kKept> k(keys, own);
+  const OwnRows<HS, G::kM, 0> v(values, own);
   cp_async_wait<0>();
   __syncthreads();
   k.keep();
@@ -90,22 +91,23 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
     cp_async_wait<0>();
     __syncthreads();  // tile i is there, and nobody reads tile i - 1 any more
     if (i + 1 < tiles) copy_next(i + 1);
-    const typename G::Stage& stage = stages[i % 2];
+    const bf16 *const queries = stages.queries[i % 2], *const douts = stages.dout[i % 2];
     const int first_query = i * G::kQueries;
     if (first_query + G::kQueries - 1 < warp_first) continue;  // all before this warp's keys
     float p[G::kM][G::kN][4] = {}, ds[G::kM][G::kN][4];
-    multiply_add_transposed(p, k, stage.queries);
+    multiply_add_transposed(p, k, queries);
     if (first_query < warp_last)
       for_each(p, [&](float& score, int row, int column) {
         if (warp_first + row > first_query + column) score = -INFINITY;
       });
-    for_each(p,
-             [&](float& score, int, int column) { score = probability(score, z.scale2, stage.lse[column]); });
-    multiply_add<HS>(dv, p, stage.dout);
-    for_each(ds, [&](float& x, int, int column) { x = -stage.D[column]; });
-    multiply_add_transposed(ds, v, stage.dout);  // dP - D
+    for_each(p, [&](float& score, int, int column) {
+      score = probability(score, z.scale2, stages.lse[i % 2][column]);
+    });
+    multiply_add<HS>(dv, p, douts);
+    for_each(ds, [&](float& x, int, int column) { x = -stages.D[i % 2][column]; });
+    multiply_add_transposed(ds, v, douts);  // dP - D
     scale_by(ds, p);
-    multiply_add<HS>(dk, ds, stage.queries);
+    multiply_add<HS>(dk, ds, queries);
   }
   for_each(dk, [&](float& x, int, int) { x *= z.scale; });
   bf16* const to = dqkv + z.qkv_offset(head, 0);
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(QueryGradient<HS>::kThreads, QueryGradient<HS>
   __syncthreads();
   of.multiply(douts, own);
   of.store_to(stats + z.stats_offset(head), warp_first, z);
-  OwnRows<HS, G::kM, true> q(queries, own), g(douts, own);
+  OwnRows<HS, G::kM, HS / 16> q(queries, own), g(douts, own);
   q.keep();
   g.keep();
   float dq[G::kM][HS / 8][4] = {};

@@ -13,7 +13,7 @@ struct Forward {
   static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
   static constexpr int kM = 2, kN = HS == 64 ? 8 : 4;  // a warp's scores: (16 kM, 8 kN)
   static constexpr int kQueries = 16 * kM * kWarps, kKeys = 8 * kN;
-  static constexpr bool kKeepQueries = HS == 64;  // with HS = 128 the sums take half of the registers
+  static constexpr int kKept = HS == 64 ? 4 : 0;  // of queries; with HS = 128 sums take half of the registers
   static constexpr int kBlocks = 2;               // per multiprocessor: up to 255 registers per thread
   static constexpr int kTile = kKeys * HS;
   static constexpr size_t kShared = sizeof(bf16) * (kQueries * HS + 4 * kTile);
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
 
   const int own = warp_id() * 16 * F::kM, warp_first = first_query + own,
             warp_last = warp_first + 16 * F::kM - 1;
-  OwnRows<HS, F::kM, F::kKeepQueries> q(queries, own);
+  OwnRows<HS, F::kM, F::kKept> q(queries, own);
   cp_async_wait<0>();
   __syncthreads();
   q.keep();
