@@ -173,42 +173,50 @@ $(BUILD)/harness: $(call objects,$(HARNESS_SOURCES)) $(call objects,$(LIB_SOURCE
 
 # The arithmetic is worth the compiler's time, and the oracles are loops, too; the rest is not.
 $(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: private OPT := $(subst -O2,-O3,$(OPT))
-$(BUILD)/tests/%.o $(BUILD)/precompiled_tests.h.gch: private OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
+$(BUILD)/tests/%.o $(BUILD)/precompiled_tests%.gch: private OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
 ORACLES := $(addprefix tests/,op_cases.cpp op_run.cpp attention_oracle.cpp optim_golden.cpp)
 $(call objects,$(ORACLES)): private OPT := $(OPT)
 
-# What most files include, parsed once: a fifth of the compiler's time. Every file includes what it uses all the same; lint,
-# which reads them without this, would see it.
-$(BUILD)/precompiled.h.gch $(BUILD)/precompiled_tests.h.gch: $(BUILD)/%.h.gch: dev/%.h dev/precompiled.h
+# What most files include, parsed once. Two of each: nlohmann/json makes the compiler instantiate its parser in every file,
+# used or not (0.4 s), so only those that include it get it; a file that is not found here parses it by itself. Every file
+# includes what it uses all the same; lint, which reads them without this, would see it.
+includers = $(shell grep -lE '^\#include [<"]($(subst $(SPACE),|,$(strip $(1))))[>"]' *.h *.cpp *.cu */*.h */*.cpp */*.cu */*/*.h */*/*.cpp)
+SPACE    := $(subst ,, )
+JSON     := $(call includers,nlohmann/json.hpp)
+JSON     += $(call includers,$(filter %.h,$(JSON)))
+$(call objects,$(filter %.cpp,$(JSON))) $(BUILD)/train_gpt.o: private WITH := _json
+PRECOMPILED       := $(BUILD)/precompiled.h.gch $(BUILD)/precompiled_json.h.gch
+PRECOMPILED_TESTS := $(BUILD)/precompiled_tests.h.gch $(BUILD)/precompiled_tests_json.h.gch
+$(PRECOMPILED) $(PRECOMPILED_TESTS): $(BUILD)/%.h.gch: dev/%.h $(wildcard dev/precompiled*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS) -x c++-header $< -o $@
 
-compile = $(CXX) $(CXXFLAGS) -include $(BUILD)/$(1) -MMD -MP -c $< -o $@
+compile = $(CXX) $(CXXFLAGS) -include $(BUILD)/$(1)$(WITH).h -MMD -MP $(2) -c $< -o $@
 
-$(BUILD)/%.o: %.cpp | $(BUILD)/precompiled.h.gch
+$(BUILD)/%.o: %.cpp | $(PRECOMPILED)
 	@mkdir -p $(@D)
-	$(call compile,precompiled.h)
+	$(call compile,precompiled)
 
-$(call objects,$(ORACLES)): $(BUILD)/%.o: %.cpp | $(BUILD)/precompiled.h.gch
+$(call objects,$(ORACLES)): $(BUILD)/%.o: %.cpp | $(PRECOMPILED)
 	@mkdir -p $(@D)
-	$(call compile,precompiled.h)
+	$(call compile,precompiled)
 
-$(BUILD)/tests/%.o: tests/%.cpp | $(BUILD)/precompiled_tests.h.gch
+$(BUILD)/tests/%.o: tests/%.cpp | $(PRECOMPILED_TESTS)
 	@mkdir -p $(@D)
-	$(call compile,precompiled_tests.h)
+	$(call compile,precompiled_tests)
 
-$(BUILD)/%.cu.o: %.cu
+$(BUILD)/%.cu.o: %.cu | $(if $(filter sim,$(DEVICE)),$(PRECOMPILED) $(PRECOMPILED_TESTS))
 	@mkdir -p $(@D)
 ifeq ($(DEVICE),cuda)
 	@# What ptxas says of every kernel is kept beside the object, for tests/check_ptxas.sh.
 	$(NVCC) $(NVCC_FLAGS) -Xptxas -v -MMD -MP -c $< -o $@ 2>$@.ptxas || { cat $@.ptxas >&2; exit 1; }
 else
-	$(CXX) $(CXXFLAGS) -fno-strict-aliasing -Wno-strict-aliasing -MMD -MP -x c++ -c $< -o $@
+	$(call compile,$(if $(filter tests/%,$<),precompiled_tests,precompiled),-x c++ -fno-strict-aliasing -Wno-strict-aliasing)
 endif
 
-$(BUILD)/train_gpt.o: train_gpt.cu | $(BUILD)/precompiled.h.gch
+$(BUILD)/train_gpt.o: train_gpt.cu | $(PRECOMPILED)
 	@mkdir -p $(@D)
-	$(call compile,precompiled.h -x c++)
+	$(call compile,precompiled,-x c++)
 
 # Which backends there are goes into the few files that ask; the stamp changes when that does.
 BACKENDS := $(HAVE_MPI) $(HAVE_NCCL) $(MPI_FLAGS)

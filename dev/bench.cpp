@@ -120,6 +120,7 @@ struct Bench::Figures {
   MachineRates rates;
   double forward_backward, optimizer;  // seconds, waited for one by one
   double step;                         // seconds of a whole step when nothing waits between steps
+  double enqueue;                      // of these, what the host needs to enqueue it; on the CPU all of them
 };
 
 void Bench::make_step(int step, bool wait) {
@@ -152,12 +153,18 @@ Bench::Figures Bench::measure() {
   graph.run([&] { make_step(0, false); });
   ctx.synchronize();
   const double start = seconds_now();
-  for (int step = 0; step < options.steps; ++step) graph.run([&] { make_step(step, false); });
+  std::vector<double> enqueue_seconds;
+  for (int step = 0; step < options.steps; ++step) {
+    const double begin = seconds_now();
+    graph.run([&] { make_step(step, false); });
+    enqueue_seconds.push_back(seconds_now() - begin);
+  }
   ctx.synchronize();
   return {.rates = {median(flops), median(bytes)},
           .forward_backward = median(model_seconds),
           .optimizer = median(optimizer_seconds),
-          .step = (seconds_now() - start) / options.steps};
+          .step = (seconds_now() - start) / options.steps,
+          .enqueue = median(enqueue_seconds)};
 }
 
 Profile Bench::profile() {
@@ -185,6 +192,7 @@ void Bench::run() {
                                          {"forward_backward_ms", 1e3 * f.forward_backward},
                                          {"optimizer_ms", 1e3 * f.optimizer},
                                          {"step_ms", 1e3 * f.step},
+                                         {"enqueue_ms", 1e3 * f.enqueue},
                                          {"tokens_per_second", speed},
                                          {"peak_gflops", f.rates.flops / 1e9},
                                          {"copy_gb_per_second", f.rates.bytes / 1e9},

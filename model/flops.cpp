@@ -1,6 +1,7 @@
 #include "model/flops.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <utility>
 
@@ -36,6 +37,18 @@ double best_seconds(Context& ctx, Body&& body) {
   return best;
 }
 
+/// Where the search for a size that takes long enough begins. On a GPU near its end: each size has its plan
+/// made, and the first step waits for that.
+int64_t first_side(const Context& ctx) {
+  if constexpr (kHaveGpu)
+    if (ctx.device) {
+      const int64_t per_multiprocessor = ctx.dtype == DType::f32 ? 32 : 64;
+      const int64_t side = per_multiprocessor * gpu::info(*ctx.device).multiprocessors;
+      return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(side)));
+    }
+  return 1024;
+}
+
 double product_rate(Context& ctx, int64_t size) {
   Tensor a, b, c;
   Arena arena("a measurement");
@@ -61,7 +74,8 @@ double copy_rate(Context& ctx, int64_t size) {
 
 MachineRates measure_rates(Context& ctx) {
   Profile* const profile = std::exchange(ctx.profile, nullptr);  // these calls are not the program's
-  const MachineRates rates{.flops = product_rate(ctx, 1024), .bytes = copy_rate(ctx, int64_t{1} << 22)};
+  const MachineRates rates{.flops = product_rate(ctx, first_side(ctx)),
+                           .bytes = copy_rate(ctx, int64_t{1} << 22)};
   ctx.profile = profile;
   return rates;
 }

@@ -16,6 +16,8 @@ class DeviceArray {
   }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
     CUDA_CHECK(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
+    // Such a copy may come back before it has arrived, and the stream of kernels does not wait for this one.
+    CUDA_CHECK(cudaDeviceSynchronize());
   }
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(const DeviceArray&) = delete;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 std::vector<Norm> matrix_norms() {
   std::vector<Norm> list;
   for (const char* name : {"frobenius",

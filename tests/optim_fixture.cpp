@@ -1,6 +1,7 @@
 #include "tests/optim_fixture.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "error.h"
 #include "optim/hyperball.h"

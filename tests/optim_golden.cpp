@@ -1,6 +1,7 @@
 #include "tests/optim_golden.h"
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
 

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "model/kernels/context.h"
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 Matrix with_singular_values(Context& ctx, int64_t rows, int64_t cols, const std::vector<double>& values,
                             uint32_t seed) {
   const Matrix64 u =

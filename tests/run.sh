@@ -18,8 +18,8 @@ script() {
   TRAIN_GPT=$program BUILD=$build "$1" >"$folder/$name" 2>&1
   echo $? >"$folder/$name.status"
 }
-# These use one core and depend on no time: beside the rest. The others have the machine to themselves.
-calm='tests/test_anthology.sh tests/test_plan.sh tests/test_readme.sh tests/test_transformers.sh'
+# These use one core and depend on no time, or on much of it: beside the rest. The others have the machine to themselves.
+calm='tests/test_anthology.sh tests/test_gpu_check.sh tests/test_plan.sh tests/test_readme.sh tests/test_transformers.sh'
 (for file in $calm; do script "$file"; done) &
 
 TRAIN_GPT=$program TRAIN_GPT_GPU=$PWD/$build/train_gpt tests/gtest.sh "$build/tests/all" >"$log" 2>&1

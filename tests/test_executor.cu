@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include "dev/cuda_on_cpu/device_memory.h"
@@ -29,6 +30,41 @@ class ExecutorMemory : public testing::Test {
 };
 using ExecutorBugs = ExecutorMemory;
 using ExecutorDeathTest = ExecutorMemory;
+
+// ------------------------------------------------------------------------------------------- several workers
+
+__global__ void count_visits(int* visits, double* sums) {
+  __shared__ double part[32];
+  part[threadIdx.x] = std::sqrt(static_cast<double>(blockIdx.x * 32 + threadIdx.x));
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  ++visits[blockIdx.x];
+  sums[blockIdx.x] = std::accumulate(part, part + 32, 0.0);
+}
+
+/// 100 grids of 300 blocks: whether each block ran once, alone with its shared memory.
+bool every_block_runs_once() {
+  std::vector<int> visits(300);
+  std::vector<double> sums(300), expected(300);
+  for (int i = 0; i < 300 * 32; ++i) expected[static_cast<size_t>(i / 32)] += std::sqrt(double{1} * i);
+  for (int grid = 0; grid < 100; ++grid) {
+    run({.grid = 300, .block = 32}, count_visits, visits.data(), sums.data());
+    if (sums != expected) return false;
+  }
+  return visits == std::vector<int>(300, 100);
+}
+
+/// Tests run with one worker, a process for each core (tests/gtest.sh), so this one starts a process with
+/// more.
+TEST_F(ExecutorMemory, SeveralWorkersShareTheBlocks) {
+  if (kTsan) GTEST_SKIP() << "a race check has one worker";
+  EXPECT_EXIT(
+      {
+        setenv("CUDA_ON_CPU_THREADS", "4", 1);
+        std::exit(every_block_runs_once() ? 0 : 1);
+      },
+      testing::ExitedWithCode(0), "");
+}
 
 // ----------------------------------------------------------------------------------------- missing barriers
 
@@ -363,12 +399,25 @@ TEST_F(ExecutorDeathTest, StackOverflow) {
 // -------------------------------------------------------------------------------------- bad launches, calls
 
 __global__ void nothing() {}
+__global__ void keeps_floats(float* y) {
+  __shared__ float kept[5120];  // 20 KiB
+  kept[threadIdx.x] = *y;
+  __syncthreads();
+  *y = kept[blockDim.x - 1 - threadIdx.x];
+}
 TEST_F(ExecutorDeathTest, LaunchesThatNoGpuTakes) {
   EXPECT_DEATH(run({.grid = 1, .block = 1025}, nothing),
                "a block of \\(1025,1,1\\) threads cannot be launched");
   EXPECT_DEATH(run({.grid = 0, .block = 32}, nothing), "a grid of \\(0,1,1\\) blocks cannot be launched");
   EXPECT_DEATH(run({.grid = dim3(1, 65536), .block = 32}, nothing), "a grid of \\(1,65536,1\\)");
   EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 228 << 10}, nothing), "a block has at most 232448");
+  float y = 1;
+  run({.grid = 1, .block = 32, .shared = 28 << 10}, keeps_floats, &y);  // 48 KiB together
+  EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 29 << 10}, keeps_floats, &y),
+               "29696 bytes of dynamic and 20480 of static shared memory: launch\\(\\) asks");
+  run({.grid = 1, .block = 32, .shared = 207 << 10}, keeps_floats, &y);
+  EXPECT_DEATH(run({.grid = 1, .block = 32, .shared = 208 << 10}, keeps_floats, &y),
+               "212992 bytes of dynamic and 20480 of static shared memory, a block has at most 232448");
 }
 }  // namespace
 #endif

@@ -63,6 +63,155 @@ TEST_F(Executor, GraphsRunOnceWhileTheyAreCaptured) {
   cudaGetLastError();
 }
 
+// ---------------------------------------------------------------------------------------------------
+// captures
+
+/// Two streams and two events; page-locked, pageable and device memory.
+class ExecutorCapture : public Executor {
+ protected:
+  ExecutorCapture() {
+    EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+    EXPECT_EQ(cudaStreamCreateWithFlags(&other_, cudaStreamNonBlocking), cudaSuccess);
+    EXPECT_EQ(cudaEventCreate(&event_), cudaSuccess);
+    EXPECT_EQ(cudaEventCreate(&second_), cudaSuccess);
+    EXPECT_EQ(cudaMalloc(&x_, kBytes), cudaSuccess);
+    EXPECT_EQ(cudaMallocHost(&locked_, kBytes), cudaSuccess);
+  }
+  ~ExecutorCapture() override {
+    EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
+    EXPECT_EQ(cudaStreamDestroy(other_), cudaSuccess);
+    cudaEventDestroy(event_);
+    cudaEventDestroy(second_);
+    EXPECT_EQ(cudaFree(x_), cudaSuccess);
+    EXPECT_EQ(cudaFreeHost(locked_), cudaSuccess);
+    cudaGetLastError();
+  }
+  void begin(cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed) {
+    ASSERT_EQ(cudaStreamBeginCapture(stream_, mode), cudaSuccess);
+  }
+  /// What the end of the capture says; a graph comes with success alone.
+  cudaError_t end() {
+    cudaGraph_t graph = nullptr;
+    const cudaError_t error = cudaStreamEndCapture(stream_, &graph);
+    EXPECT_EQ(graph != nullptr, error == cudaSuccess);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    return error;
+  }
+  cudaError_t copy(cudaStream_t stream, const void* from) {
+    return cudaMemcpyAsync(x_, from, kBytes, cudaMemcpyHostToDevice, stream);
+  }
+
+  static constexpr size_t kBytes = 16;
+  cudaStream_t stream_, other_;
+  cudaEvent_t event_, second_;
+  char* x_ = nullptr;
+  char* locked_ = nullptr;
+  char pageable_[kBytes] = {};
+};
+
+TEST_F(ExecutorCapture, WorkIsCapturedAndNothingWaits) {
+  begin();
+  cudaStreamCaptureStatus status;
+  EXPECT_EQ(cudaStreamIsCapturing(stream_, &status), cudaSuccess);
+  EXPECT_EQ(status, cudaStreamCaptureStatusActive);
+  EXPECT_EQ(copy(stream_, locked_), cudaSuccess);
+  EXPECT_EQ(cudaMemsetAsync(x_, 0, kBytes, stream_), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(other_), cudaSuccess) << "which has nothing to do with it";
+  EXPECT_EQ(end(), cudaSuccess);
+  EXPECT_EQ(cudaStreamIsCapturing(stream_, &status), cudaSuccess);
+  EXPECT_EQ(status, cudaStreamCaptureStatusNone);
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+}
+
+TEST_F(ExecutorCapture, WaitingForItSpoilsIt) {
+  for (const auto wait : {cudaStreamSynchronize, cudaStreamQuery}) {
+    begin();
+    EXPECT_EQ(wait(stream_), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(copy(stream_, locked_), cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(end(), cudaErrorStreamCaptureInvalidated);
+  }
+  begin();
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(cudaStreamDestroy(stream_), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(end(), cudaErrorStreamCaptureInvalidated);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
+TEST_F(ExecutorCapture, EventsDoNotCrossItsBorders) {
+  ASSERT_EQ(cudaEventRecord(event_, stream_), cudaSuccess);
+  begin();
+  EXPECT_EQ(cudaStreamWaitEvent(stream_, event_), cudaErrorStreamCaptureIsolation);
+  EXPECT_EQ(end(), cudaErrorStreamCaptureInvalidated);
+  begin();
+  EXPECT_EQ(cudaEventRecord(event_, stream_), cudaSuccess);
+  EXPECT_EQ(end(), cudaSuccess);
+  float ms = 0;
+  EXPECT_EQ(cudaEventSynchronize(event_), cudaErrorCapturedEvent);
+  EXPECT_EQ(cudaEventQuery(event_), cudaErrorCapturedEvent);
+  EXPECT_EQ(cudaEventElapsedTime(&ms, event_, event_), cudaErrorCapturedEvent);
+  EXPECT_EQ(cudaStreamWaitEvent(other_, event_), cudaErrorCapturedEvent);
+  EXPECT_EQ(cudaEventRecord(event_, stream_), cudaSuccess);
+  EXPECT_EQ(cudaEventSynchronize(event_), cudaSuccess) << "recorded anew";
+}
+
+TEST_F(ExecutorCapture, PageableMemoryIsRefused) {
+  EXPECT_EQ(copy(stream_, pageable_), cudaSuccess) << "outside of captures it is staged";
+  begin();
+  EXPECT_EQ(copy(stream_, pageable_), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(end(), cudaErrorStreamCaptureInvalidated);
+  EXPECT_EQ(cudaFreeHost(pageable_), cudaErrorInvalidValue);
+}
+
+TEST_F(ExecutorCapture, ForksMustComeBack) {
+  for (const bool joins : {false, true}) {
+    begin();
+    EXPECT_EQ(cudaEventRecord(event_, stream_), cudaSuccess);
+    EXPECT_EQ(cudaStreamWaitEvent(other_, event_), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(other_), cudaErrorStreamCaptureUnsupported) << "part of the capture";
+    EXPECT_EQ(end(), cudaErrorStreamCaptureInvalidated);
+    begin();
+    EXPECT_EQ(cudaEventRecord(event_, stream_), cudaSuccess);
+    EXPECT_EQ(cudaStreamWaitEvent(other_, event_), cudaSuccess);
+    EXPECT_EQ(copy(other_, locked_), cudaSuccess);
+    EXPECT_EQ(cudaEventRecord(second_, other_), cudaSuccess);
+    if (!joins) {  // behind the event that is waited for
+      EXPECT_EQ(copy(other_, locked_), cudaSuccess);
+    }
+    EXPECT_EQ(cudaStreamWaitEvent(stream_, second_), cudaSuccess);
+    EXPECT_EQ(end(), joins ? cudaSuccess : cudaErrorStreamCaptureUnjoined);
+  }
+}
+
+TEST_F(ExecutorCapture, StrictModesForbidWhatMayWait) {
+  void* block = nullptr;
+  for (const auto mode : {cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal}) {
+    begin(mode);
+    EXPECT_EQ(cudaMalloc(&block, 4), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaFree(x_), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaMallocHost(&block, 4), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaMemcpy(x_, pageable_, 4, cudaMemcpyHostToDevice), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(cudaEventQuery(event_), cudaErrorStreamCaptureUnsupported);
+    EXPECT_EQ(end(), cudaSuccess);
+  }
+  begin();
+  EXPECT_EQ(cudaMalloc(&block, 4), cudaSuccess);
+  EXPECT_EQ(cudaFree(block), cudaSuccess);
+  EXPECT_EQ(end(), cudaSuccess);
+}
+
+TEST_F(ExecutorCapture, TheLegacyStreamIsNotForBlockingOnes) {
+  cudaStream_t blocking;
+  cudaGraph_t graph;
+  ASSERT_EQ(cudaStreamCreate(&blocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(blocking, cudaStreamCaptureModeRelaxed), cudaSuccess);
+  EXPECT_EQ(copy(nullptr, locked_), cudaErrorStreamCaptureImplicit);
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaErrorStreamCaptureImplicit);
+  EXPECT_EQ(cudaStreamEndCapture(blocking, &graph), cudaSuccess);
+  EXPECT_EQ(copy(nullptr, locked_), cudaSuccess);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(blocking);
+}
+
 /// Against a search among all values of the format, in float64; beyond the largest comes what would follow
 /// it.
 void check_fp8(__nv_fp8_interpretation_t kind, double largest, double next, int overflow, double smallest) {
@@ -115,8 +264,12 @@ TEST_F(Executor, EventsMeasureTime) {
   EXPECT_EQ(cudaEventRecord(end), cudaSuccess);
   EXPECT_EQ(cudaEventElapsedTime(&ms, start, end), cudaSuccess);
   EXPECT_GE(ms, 0);
-  cudaEventDestroy(start);
-  cudaEventDestroy(end);
+  cudaEvent_t untimed;
+  ASSERT_EQ(cudaEventCreateWithFlags(&untimed, cudaEventDisableTiming), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(untimed), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&ms, start, untimed), cudaErrorInvalidResourceHandle)
+      << "made without times";
+  for (const cudaEvent_t event : {start, end, untimed}) cudaEventDestroy(event);
   cudaGetLastError();
 }
 

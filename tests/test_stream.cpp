@@ -81,3 +81,23 @@ TEST_P(Streams, AGraphWhoseBodyFailsLeavesTheStreamUsable) {
   ctx_.synchronize();
   EXPECT_EQ(runs, 1);
 }
+
+TEST_P(Streams, AGraphWhoseBodyWaitsIsRefusedOnAGpu) {
+  Tensor x, y;
+  Arena arena("test");
+  arena.add(&x, {10});
+  arena.add(&y, {10});
+  arena.allocate(ctx_);
+  StepGraph graph(ctx_);
+  graph.run([] {});
+  const std::function<void()> waits[] = {[&] { OnHost(ctx_, x); }, [&] { ctx_.synchronize(); }};
+  for (const auto& body : waits) {
+    if (GetParam() == Where::gpu) {
+      EXPECT_THROW(graph.run(body), std::runtime_error);
+    } else {
+      EXPECT_NO_THROW(graph.run(body));
+    }
+  }
+  graph.run([&] { cast(ctx_, {.y = y, .x = x}); });
+  EXPECT_EQ(OnHost(ctx_, y)->f32()[0], 0);
+}

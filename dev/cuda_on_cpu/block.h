@@ -19,7 +19,9 @@ namespace cuda_on_cpu {
 
 inline constexpr int kLanes = 32, kMaxThreads = 1024, kMaxWarps = kMaxThreads / kLanes;
 inline constexpr int kNamedBarriers = 16, kMaxWarpgroups = kMaxThreads / 128;
-inline constexpr size_t kMaxDynamicShared = 227 << 10;
+inline constexpr size_t kMaxDynamicShared = 227 << 10;  // static shared memory included
+inline constexpr size_t kMaxUnaskedShared = 48 << 10;   // the same without cudaFuncSetAttribute
+inline constexpr size_t kMaxDynamicUnasked = 32 << 10;  // dynamic alone: launch() asks above this
 
 /// Prints "cuda_on_cpu: <message>" with the kernel, block and thread that run, and aborts.
 [[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...);

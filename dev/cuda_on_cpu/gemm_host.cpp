@@ -10,6 +10,7 @@
 
 #include "dev/cuda_on_cpu/device_memory.h"
 #include "model/kernels/blas.h"
+#include "model/kernels/cuda.h"
 #include "model/kernels/gemm.h"
 
 namespace {
@@ -52,6 +53,7 @@ float gelu_slope(float x) {
 
 class HostLibrary final : public GemmLibrary {
  public:
+  explicit HostLibrary(const gpu::Device& device) : device_(device) {}
   std::string name() const override { return "host-1"; }
 
   // The conditions that cuBLASLt documents for its epilogues, and that vectors of bias are aligned.
@@ -80,9 +82,14 @@ class HostLibrary final : public GemmLibrary {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  bool capturing() const override { return false; }
+  bool capturing() const override {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(device_.stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
 
  private:
+  const gpu::Device& device_;
   static constexpr GemmAlgorithm kOnly{1};
 
   static bool library(char ta, char tb, const Gemm& g, const float* a, int64_t lda, const float* b,
@@ -143,6 +150,6 @@ class HostLibrary final : public GemmLibrary {
 };
 }  // namespace
 
-std::unique_ptr<GemmLibrary> gpu::open_gemm_library(Device&) {
-  return std::make_unique<HostLibrary>();
+std::unique_ptr<GemmLibrary> gpu::open_gemm_library(Device& device) {
+  return std::make_unique<HostLibrary>(device);
 }

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "dev/cuda_on_cpu/device_memory.h"
+#include "dev/cuda_on_cpu/symbols.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -151,15 +152,33 @@ void set_order(const std::string& wish) {
   order() = parse_order(wish);
 }
 
-void run_grid(dim3 grid, dim3 block, size_t shared, Body body, const void* kernel) {
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+namespace {
+/// What a launch of any kernel must keep to.
+void check_launch(dim3 grid, dim3 block, size_t shared, const void* kernel) {
+  if (uint64_t{grid.x} * grid.y * grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     fail("a grid of (%u,%u,%u) blocks cannot be launched", grid.x, grid.y, grid.z);
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > 64)
     fail("a block of (%u,%u,%u) threads cannot be launched", block.x, block.y, block.z);
-  if (shared > kMaxDynamicShared)
-    fail("%zu bytes of dynamic shared memory, a block has at most %zu", shared, kMaxDynamicShared);
+  size_t of_its_own = static_shared_bytes(kernel);
+  if (of_its_own > kMaxUnaskedShared)
+    fail("%zu bytes of static shared memory, a kernel has at most %zu", of_its_own, kMaxUnaskedShared);
+  // Dynamic shared memory begins behind it, where DYN_SHARED is aligned to.
+  if (shared > 0) of_its_own = (of_its_own + 1023) / 1024 * 1024;
+  if (shared + of_its_own > kMaxDynamicShared)
+    fail("%zu bytes of dynamic and %zu of static shared memory, a block has at most %zu", shared, of_its_own,
+         kMaxDynamicShared);
+  if (shared <= kMaxDynamicUnasked && shared + of_its_own > kMaxUnaskedShared)
+    fail(
+        "%zu bytes of dynamic and %zu of static shared memory: launch() asks for more than %zu together only "
+        "above %zu of dynamic",
+        shared, of_its_own, kMaxUnaskedShared, kMaxDynamicUnasked);
+}
+}  // namespace
+
+void run_grid(dim3 grid, dim3 block, size_t shared, Body body, const void* kernel) {
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  check_launch(grid, block, shared, kernel);
   if (current_block != nullptr) fail("a kernel launches a kernel");
   const DeviceAccess access(DeviceAccess::From::kernel);
   Job job{grid, block, shared, body, kernel, blocks, stride_of(blocks)};

@@ -1,36 +1,24 @@
 #include "dev/cuda_on_cpu/runtime.h"
 
-#include <chrono>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "dev/cuda_on_cpu/block.h"
+#include "dev/cuda_on_cpu/capture.h"
 #include "dev/cuda_on_cpu/device_memory.h"
 
 using cuda_on_cpu::DeviceAccess;
 using cuda_on_cpu::MemoryKind;
-
-struct CUstream_st {
-  bool capturing = false;
-};
-struct CUevent_st {
-  bool recorded = false;
-  std::chrono::steady_clock::time_point time;
-};
-struct CUgraph_st {};
-struct CUgraphExec_st {
-  bool done_by_capture = true;
-};
+using cuda_on_cpu::refuse;
+using cuda_on_cpu::report;
 
 // --------------------------------------------------------------------------------------------------- errors
 namespace {
 thread_local cudaError_t last_error = cudaSuccess;
-
-cudaError_t report(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
 
 struct ErrorText {
   cudaError_t error;
@@ -46,6 +34,19 @@ constexpr ErrorText kErrors[] = {
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
+    {cudaErrorStreamCaptureUnmatched, "cudaErrorStreamCaptureUnmatched",
+     "the capture was not initiated in this stream"},
+    {cudaErrorStreamCaptureUnjoined, "cudaErrorStreamCaptureUnjoined", "capturing stream has unjoined work"},
+    {cudaErrorStreamCaptureIsolation, "cudaErrorStreamCaptureIsolation",
+     "dependency created on uncaptured work in another stream"},
+    {cudaErrorStreamCaptureImplicit, "cudaErrorStreamCaptureImplicit",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
+    {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
+     "operation not permitted on an event last recorded in a capturing stream"},
 };
 
 const ErrorText* find(cudaError_t error) {
@@ -54,6 +55,20 @@ const ErrorText* find(cudaError_t error) {
   return nullptr;
 }
 }  // namespace
+
+cudaError_t cuda_on_cpu::report(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+cudaError_t cuda_on_cpu::refuse(cudaError_t error, const char* why, ...) {
+  std::fprintf(stderr, "cuda_on_cpu: %s: ", cudaGetErrorName(error));
+  va_list arguments;
+  va_start(arguments, why);
+  std::vfprintf(stderr, why, arguments);
+  va_end(arguments);
+  std::fputc('\n', stderr);
+  return report(error);
+}
 
 const char* cudaGetErrorName(cudaError_t error) {
   const ErrorText* text = find(error);
@@ -75,11 +90,6 @@ cudaError_t cudaGetLastError() {
 // --------------------------------------------------------------------------------------------------- device
 namespace {
 constexpr int kMultiprocessors = 4;
-
-cudaError_t synchronize() {
-  cuda_on_cpu::close_device_memory();
-  return cudaSuccess;
-}
 }  // namespace
 
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -147,9 +157,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   }
   return report(cudaErrorInvalidValue);
 }
-cudaError_t cudaDeviceSynchronize() {
-  return synchronize();
-}
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
   return cudaSuccess;
@@ -160,20 +167,59 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 // --------------------------------------------------------------------------------------------------- memory
+namespace {
+/// Page-locked host memory: its blocks, by their addresses.
+struct PageLocked {
+  std::mutex mutex;
+  std::map<const char*, size_t> blocks;
+};
+PageLocked& page_locked() {
+  static PageLocked* blocks = new PageLocked;  // never destroyed: others' destructors free buffers
+  return *blocks;
+}
+
+bool is_page_locked(const void* address, size_t bytes) {
+  PageLocked& p = page_locked();
+  const std::lock_guard lock(p.mutex);
+  const auto* at = static_cast<const char*>(address);
+  const auto after = p.blocks.upper_bound(at);
+  if (after == p.blocks.begin()) return false;
+  const auto& [block, size] = *std::prev(after);
+  return at + bytes <= block + size;
+}
+
+/// Host memory that the system may move or the program free while a copy waits for its turn.
+bool is_pageable(const void* address, size_t bytes) {
+  return cuda_on_cpu::classify(address, bytes) == MemoryKind::host && !is_page_locked(address, bytes);
+}
+}  // namespace
+
 cudaError_t cudaMalloc(void** block, size_t bytes) {
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMalloc")) return error;
   *block = cuda_on_cpu::allocate_device(bytes);
   return report(*block != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFree(void* block) {
   if (block == nullptr) return cudaSuccess;
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaFree")) return error;
   return report(cuda_on_cpu::free_device(block) ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaMallocHost(void** block, size_t bytes) {
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMallocHost")) return error;
   *block = std::aligned_alloc(4096, (bytes + 4096) / 4096 * 4096);
-  if (*block != nullptr) std::memset(*block, cuda_on_cpu::kPoisonByte, bytes);
-  return report(*block != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
+  if (*block == nullptr) return report(cudaErrorMemoryAllocation);
+  std::memset(*block, cuda_on_cpu::kPoisonByte, bytes);
+  const std::lock_guard lock(page_locked().mutex);
+  page_locked().blocks[static_cast<char*>(*block)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
+  if (block == nullptr) return cudaSuccess;
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaFreeHost")) return error;
+  {
+    const std::lock_guard lock(page_locked().mutex);
+    if (page_locked().blocks.erase(static_cast<char*>(block)) == 0) return report(cudaErrorInvalidValue);
+  }
   std::free(block);
   return cudaSuccess;
 }
@@ -195,119 +241,29 @@ bool copy_is_legal(const void* to, const void* from, size_t bytes, cudaMemcpyKin
 }
 }  // namespace
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   if (!copy_is_legal(to, from, bytes, kind)) return report(cudaErrorInvalidValue);
+  const bool pageable = is_pageable(to, bytes) || is_pageable(from, bytes);
+  if (const cudaError_t error = cuda_on_cpu::check_work("cudaMemcpyAsync", stream, pageable)) return error;
   const DeviceAccess access(DeviceAccess::From::copy);
   std::memmove(to, from, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMemcpy")) return error;
   return cudaMemcpyAsync(to, from, bytes, kind);
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   if (cuda_on_cpu::classify(to, bytes) != MemoryKind::device) return report(cudaErrorInvalidValue);
+  if (const cudaError_t error = cuda_on_cpu::check_work("cudaMemsetAsync", stream)) return error;
   const DeviceAccess access(DeviceAccess::From::copy);
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMemset")) return error;
   return cudaMemsetAsync(to, value, bytes);
-}
-
-// --------------------------------------------------------------------------------------- streams and events
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = new CUstream_st;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  return cudaStreamCreate(stream);
-}
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
-  return cudaStreamCreate(stream);
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return synchronize();
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return synchronize();
-}
-cudaError_t cudaStreamQuery(cudaStream_t) {
-  return synchronize();
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
-  return report(event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle);
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  return cudaEventCreateWithFlags(event, 0);
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  if (event == nullptr) return report(cudaErrorInvalidResourceHandle);
-  event->recorded = true;
-  event->time = std::chrono::steady_clock::now();
-  return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) {
-  return synchronize();
-}
-cudaError_t cudaEventQuery(cudaEvent_t) {
-  return synchronize();
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  if (start == nullptr || end == nullptr || !start->recorded || !end->recorded)
-    return report(cudaErrorInvalidResourceHandle);
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
-  return cudaSuccess;
-}
-
-// --------------------------------------------------------------------------------------- kernels and graphs
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  const bool too_much = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
-                        static_cast<size_t>(value) > cuda_on_cpu::kMaxDynamicShared;
-  return report(kernel == nullptr || value < 0 || too_much ? cudaErrorInvalidValue : cudaSuccess);
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || stream->capturing) return report(cudaErrorInvalidValue);
-  stream->capturing = true;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  if (stream == nullptr || !stream->capturing) return report(cudaErrorInvalidValue);
-  stream->capturing = false;
-  *graph = new CUgraph_st;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t, unsigned long long) {
-  *executable = new CUgraphExec_st;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecUpdate(cudaGraphExec_t executable, cudaGraph_t,
-                                cudaGraphExecUpdateResultInfo* result) {
-  executable->done_by_capture = true;
-  result->result = cudaGraphExecUpdateSuccess;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
-  if (!executable->done_by_capture) return report(cudaErrorNotSupported);
-  executable->done_by_capture = false;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  delete executable;
-  return cudaSuccess;
 }

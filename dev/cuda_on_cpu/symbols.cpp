@@ -138,13 +138,13 @@ std::string function_name(const void* function) {
   return words;
 }
 
-void poison_static_shared(const void* kernel) {
-  if (kernel == nullptr) return;
+namespace {
+/// The static __shared__ variables of a kernel; looked up once for each.
+const std::vector<Symbol>& static_shared(const void* kernel) {
   static std::mutex mutex;
   static std::map<const void*, std::vector<Symbol>> known;
   thread_local const void* last = nullptr;
   thread_local const std::vector<Symbol>* variables = nullptr;
-  thread_local char* const base = thread_local_base();
   if (kernel != last) {
     const std::lock_guard lock(mutex);
     const auto found = known.find(kernel);
@@ -152,7 +152,22 @@ void poison_static_shared(const void* kernel) {
         found != known.end() ? &found->second : &known.emplace(kernel, variables_of(kernel)).first->second;
     last = kernel;
   }
-  for (const Symbol& variable : *variables) std::memset(base + variable.at, kPoisonByte, variable.bytes);
+  return *variables;
+}
+}  // namespace
+
+size_t static_shared_bytes(const void* kernel) {
+  size_t bytes = 0;
+  if (kernel != nullptr)
+    for (const Symbol& variable : static_shared(kernel)) bytes += variable.bytes;
+  return bytes;
+}
+
+void poison_static_shared(const void* kernel) {
+  if (kernel == nullptr) return;
+  thread_local char* const base = thread_local_base();
+  for (const Symbol& variable : static_shared(kernel))
+    std::memset(base + variable.at, kPoisonByte, variable.bytes);
 }
 
 }  // namespace cuda_on_cpu

@@ -2,6 +2,7 @@
 // here is empty for a stripped program.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 namespace cuda_on_cpu {
@@ -11,6 +12,8 @@ namespace cuda_on_cpu {
 std::string function_name(const void* function);
 /// The function that a code address lies in.
 std::string function_around(const void* code);
+/// Bytes of the static __shared__ variables of a kernel.
+size_t static_shared_bytes(const void* kernel);
 /// Fills the static __shared__ variables of a kernel with NaN, on the calling OS thread.
 void poison_static_shared(const void* kernel);
 

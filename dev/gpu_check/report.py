@@ -29,7 +29,7 @@ def stages_section(record):
     for name, outcome in record["stages"].items():
         note = outcome.get("why", "")
         figures = outcome.get("figures") or {}
-        if "tests" in figures:
+        if "tests" in figures and not note:
             note = f"{figures['tests']} tests" + (f", {figures['skipped']} skipped" if figures["skipped"] else "")
         if "results" in figures:
             wrong = sum("failure" in row for row in figures["results"])
@@ -41,6 +41,14 @@ def stages_section(record):
             note = f"losses of 2 and 3 ranks differ by {figures['fp32']['far']:.1e} fp32, {figures['bf16']['far']:.1e} bf16"
         rows.append([name, outcome["status"], number(outcome["seconds"]), note.replace("|", "/").replace("\n", " ")])
     return table(["stage", "result", "seconds", "note"], rows)
+
+
+def failures_section(record):
+    rows = []
+    for stage in record["stages"]:
+        for name, words in (figures_of(record, stage) or {}).get("said", {}).items():
+            rows.append([f"`{name}`", stage, words.replace("|", "/").replace("\n", " ")])
+    return "## Tests that failed\n\n" + table(["test", "stage", "what it said"], rows) if rows else ""
 
 
 def machine_section(record):
@@ -72,9 +80,9 @@ def step_section(record):
     text = f"## A training step, {sizes['batch_size']} x {sizes['seq_len']} tokens, bf16\n\n" + table(
         ["", "ms", "tokens/s", "optimizer ms", "peak MiB"], rows)
     for recipe, run in (train or {}).get("recipes", {}).items():
-        text += (f"\n\ntrain_gpt, {recipe} recipe: {run['whole_run_seconds']:.1f} s from launch to exit for "
-                 f"{train['steps']} steps, first step {run['first_step_ms']:.0f} ms, loss {run['first_loss']:.4f} to "
-                 f"{run['last_loss']:.4f}.")
+        text += (f"\n\ntrain_gpt, {recipe} recipe: {number(run['launch_to_first_step_seconds'], 2)} s from launch to the "
+                 f"end of the first step, which took {run['first_step_ms']:.0f} ms; {run['whole_run_seconds']:.1f} s to the exit, with "
+                 f"the checkpoint; loss {run['first_loss']:.4f} to {run['last_loss']:.4f}.")
     for name in ("adamw", "muon"):
         run = (peer or {}).get(name, {})
         if "first_step_seconds" in run:
@@ -97,7 +105,8 @@ def phases_section(record):
                      number(row["bytes"] / row["seconds"] / 1e9, 0) if row["bytes"] else "-"])
     return ("## Where the time goes\n\nEvery operation waited for, so the sum is longer than a step. The step reaches "
             f"{100 * bench['share_of_floor']:.0f} % of the floor of its matrix products, "
-            f"{100 * bench['speed_of_light']:.0f} % with memory traffic counted.\n\n" +
+            f"{100 * bench['speed_of_light']:.0f} % with memory traffic counted. The host needs {number(bench.get('enqueue_ms'), 2)} ms "
+            "to capture, update and launch a step's graph.\n\n" +
             table(["phase", "operation", "calls", "ms", "%", "TFLOP/s", "GB/s"], rows))
 
 
@@ -142,8 +151,10 @@ def name_of(record):
 def markdown(record):
     name = (figures_of(record, "machine") or {}).get("name", "the executor" if record["self_test"] else "unknown GPU")
     parts = [f"# GPU check: {name}, {record['date']}", machine_section(record),
-             f"`make gpu-check`, {record['seconds']:.0f} seconds in all.", stages_section(record), step_section(record),
+             f"`make gpu-check`, {record['seconds']:.0f} seconds in all.", stages_section(record), failures_section(record),
+             step_section(record),
              phases_section(record), harness_section(record, "gemm", "Matrix products of GPT-2 124M"),
+             harness_section(record, "gemm_lab", "Candidates for matrix products"),
              harness_section(record, "ops_bf16", "Operations, bf16"),
              harness_section(record, "ops_fp32", "Operations, fp32"), parity_section(record)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -40,6 +40,26 @@ ncclDataType_t nccl_type(DType dtype) {
   return dtype == DType::f64 ? ncclDouble : dtype == DType::bf16 ? ncclBfloat16 : ncclFloat;
 }
 
+/// Calls that become one exchange. After a failure it is ended all the same, or nothing else, not even the
+/// end of the communicator, would be more than noted.
+class Group {
+ public:
+  explicit Group(ncclComm_t comm) : comm_(comm) { nccl_check(ncclGroupStart(), "begin an exchange", comm); }
+  ~Group() {
+    if (open_) ncclGroupEnd();
+  }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  void start() {
+    open_ = false;
+    nccl_check(ncclGroupEnd(), "start an exchange", comm_);
+  }
+
+ private:
+  const ncclComm_t comm_;
+  bool open_ = true;
+};
+
 struct Event {
   cudaEvent_t event = nullptr;
   Event() { CUDA_CHECK(cudaEventCreate(&event)); }
@@ -105,7 +125,10 @@ NcclComm::NcclComm(const Context& ctx, const std::string& id, int rank, int size
   if (id.size() != sizeof unique.internal) throw std::logic_error("make_nccl_comm: an id has 128 bytes");
   std::memcpy(unique.internal, id.data(), sizeof unique.internal);
   nccl_check(ncclCommInitRank(&comm_, size, unique, rank), "join the ranks");
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  // Blocks of an exchange go before those of the computation that wait for a place: others wait for them.
+  int least = 0, greatest = 0;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
   gpu::synchronize(*device_);  // numbers_ is filled with zeros there
 }
 
@@ -152,7 +175,7 @@ Comm::Ticket NcclComm::start(Collective exchange, std::span<const Part> parts) {
 }
 
 void NcclComm::enqueue(Collective exchange, std::span<const Part> parts) {
-  nccl_check(ncclGroupStart(), "begin an exchange", comm_);
+  Group group(comm_);
   if (exchange == Collective::sum)
     for (const auto& [t, owner] : parts)
       nccl_check(ncclAllReduce(t.data, t.data, static_cast<size_t>(t.size()), nccl_type(t.dtype), ncclSum,
@@ -173,7 +196,7 @@ void NcclComm::enqueue(Collective exchange, std::span<const Part> parts) {
                             : ncclBroadcast(run.data, run.data, count, type, run.owner, comm_, stream_),
                    "hand out what the owners have", comm_);
     }
-  nccl_check(ncclGroupEnd(), "start an exchange", comm_);
+  group.start();
 }
 
 void NcclComm::finish(Ticket ticket) {

@@ -55,14 +55,18 @@ struct Launch {
   std::source_location where = std::source_location::current();
 };
 
+/// What the parameters of a kernel may take on every architecture and driver; newer ones allow 32,764 bytes.
+inline constexpr size_t kMostParameterBytes = 4096;
+
 /// Enqueues a kernel on the context's stream; an empty grid is no work. Arguments are converted to the
 /// kernel's parameter types.
 template <typename... Parameters, typename... Arguments>
 void launch([[maybe_unused]] const Context& ctx, const Launch& how, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
+  static_assert((size_t{0} + ... + sizeof(Parameters)) <= kMostParameterBytes);
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
 #ifdef __CUDACC__
-  if (how.shared > 48 * 1024)
+  if (how.shared > 32 * 1024)  // 48 KiB come unasked, but static shared memory is among them
     cuda_check(
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared)),

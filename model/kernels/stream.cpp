@@ -26,6 +26,8 @@ Upload::Upload(Context& ctx, int64_t count) : ctx_(ctx) {
         slot.device = Memory(ctx, 4 * count, "token batches");
         slot.sent = gpu::make_event(*ctx.device);
         slot.used = gpu::make_event(*ctx.device);
+        // The memory is filled with zeros on the compute stream: the first copy comes after that.
+        gpu::record(*ctx.device, gpu::Stream::compute, *slot.used);
       }
   }
 }

@@ -70,6 +70,7 @@ void gpu::launch_captured(Device& device, std::shared_ptr<Graph>& graph) {
                        cudaGraphExecUpdate(graph->executable, description.graph, &result) == cudaSuccess;
   if (!updated) {
     cudaGetLastError();  // that it cannot be updated is an answer, not a failure
+    CUDA_CHECK(cudaStreamSynchronize(device.stream));  // the old one may still be at work; this is rare
     graph = std::make_shared<Graph>();
     CUDA_CHECK(cudaGraphInstantiate(&graph->executable, description.graph, 0));
   }
