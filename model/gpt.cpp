@@ -15,7 +15,7 @@ namespace {
 /// ones stay in cache.
 int64_t logit_bytes(const Context& ctx) {
   return ctx.where == Where::cpu ? int64_t{50} << 20  // 256 rows of GPT-2's vocabulary
-                                 : int64_t{1} << 30;  // 10,000 rows in bf16
+                                 : int64_t{2} << 30;  // 21,000 rows in bf16
 }
 
 /// Rows of one chunk of logits: as few chunks as fit, of equal size.

@@ -153,6 +153,19 @@ TEST(Wrappers, CpAsync4) {
   check_copies<4>();
 }
 
+/// Each thread writes four words that its neighbour has.
+__global__ void store_neighbours(uint32_t* out, const uint32_t* x) {
+  const int t = static_cast<int>(threadIdx.x);
+  store_global16(out + t * 4, *reinterpret_cast<const int4*>(x + (t ^ 1) * 4));
+}
+TEST(Wrappers, StoreGlobal16) {
+  std::vector<uint32_t> x(32 * 4);
+  std::iota(x.begin(), x.end(), 100u);
+  const DeviceArray<uint32_t> from(x);
+  const auto out = written(32, 4, 0, store_neighbours, from.data());
+  for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(out[i], x[i ^ 4]) << i;
+}
+
 // ------------------------------------------------------------------------------------------- named barriers
 
 /// Two pairs of warps with a barrier each, at different times; then a warp that produces for two.

@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply(p, shared, k, first_key, q, first_query);
     for_each(p, [&](float& x, int r, int c) {
       const bool later = first_key + r > first_query + c;
-      x = later ? 0.0f : exp2f(x * (z.scale * kLog2E) - of.lse(first_query + c));
+      x = later ? 0.0f : exp2f(x * z.scale2 - of.lse(first_query + c));
     });
     multiply_add(dv, shared, p, g, first_query, job.first_column);
     multiply(ds, shared, v, first_key, g, first_query);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply(p, shared, q, first_query, k, first_key);
     for_each(p, [&](float& x, int r, int c) {
       const bool later = first_key + c > first_query + r;
-      x = later ? 0.0f : exp2f(x * (z.scale * kLog2E) - of.lse(first_query + r));
+      x = later ? 0.0f : exp2f(x * z.scale2 - of.lse(first_query + r));
     });
     multiply(ds, shared, g, first_query, v, first_key);
     for_each(ds, [&](float& x, int r, int) { x -= of.D(first_query + r); });
@@ -327,13 +327,11 @@ void gpu::attention_backward(Context& ctx, const AttentionBackward& a) {
   const AttentionSizes z(a.out, a.NH);
   Scratch::Frame frame(ctx.scratch);
   float* const stats = frame.floats(z.stats_offset(z.heads));
+  if (a.qkv.dtype == DType::bf16 && attention_mma::takes(z) && aligned(a.dqkv, a.dout, a.out, a.qkv))
+    return attention_mma::backward(ctx, a, z, stats);
   for_float_type(a.qkv.dtype, [&]<typename T>(T) {
     const bool vectors = z.HS % kPackSize<T> == 0 && aligned(a.dout, a.out);
     vectors ? launch_stats<T, kPackSize<T>>(ctx, a, z, stats) : launch_stats<T, 1>(ctx, a, z, stats);
-  });
-  if (a.qkv.dtype == DType::bf16 && attention_mma::takes(z) && aligned(a.dqkv, a.dout, a.qkv))
-    return attention_mma::backward(ctx, a, z, stats);
-  for_float_type(a.qkv.dtype, [&]<typename T>(T) {
     T* const dqkv = data_of<T>(a.dqkv);
     const T *dout = data_of<T>(a.dout), *qkv = data_of<T>(a.qkv);
     launch(ctx, launch_jobs(z, 0), attention_dkv_kernel<T>, dqkv, dout, qkv, stats, z);

@@ -7,11 +7,14 @@
 #include "model/kernels/attention.h"
 #include "model/kernels/cuda.h"
 
+inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
 /// Sizes, and where the rows of a head lie. Positions are ints, offsets are 64 bits wide.
 struct AttentionSizes {
   int T, C, NH, HS;
-  int heads;    // B * NH, numbered b * NH + h
-  float scale;  // 1 / sqrt(HS)
+  int heads;     // B * NH, numbered b * NH + h
+  float scale;   // 1 / sqrt(HS)
+  float scale2;  // scale log2(e), for exponentials in powers of two
 
   AttentionSizes(const Tensor& out, int64_t heads_per_entry)
       : T(static_cast<int>(out.shape[1])),
@@ -19,7 +22,8 @@ struct AttentionSizes {
         NH(static_cast<int>(heads_per_entry)),
         HS(C / NH),
         heads(static_cast<int>(out.shape[0]) * NH),
-        scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(HS)))) {}
+        scale(static_cast<float>(1.0 / std::sqrt(static_cast<double>(HS)))),
+        scale2(scale * kLog2E) {}
 
   /// Row 0 of a head in a (B, T, C) tensor; rows are C apart.
   __host__ __device__ int64_t out_offset(int head) const {
@@ -40,8 +44,6 @@ struct AttentionSizes {
   __host__ __device__ int64_t stats_offset(int head) const { return int64_t{head} * 2 * padded(); }
 };
 
-inline constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
-
 /// A row's largest score, from the running maximum, which passes over a NaN, and the sum of the exponentials,
 /// which does not and is finite otherwise.
 __device__ __forceinline__ float with_nan(float max, float sum) {
@@ -54,6 +56,6 @@ inline bool takes(const AttentionSizes& z) {
   return z.HS == 64 || z.HS == 128;
 }
 void forward(Context& ctx, const AttentionForward& a, const AttentionSizes& z);
-/// `stats` as above, filled.
-void backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, const float* stats);
+/// Fills `stats`, as above.
+void backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, float* stats);
 }  // namespace attention_mma

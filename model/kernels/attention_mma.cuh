@@ -26,25 +26,39 @@ __device__ __forceinline__ int warp_id() {
   return static_cast<int>(threadIdx.x / kWarpSize);
 }
 
-/// A lane's place in a tile, as offsets into it: all that depends on the lane is worked out once, and the
-/// rest is known to the compiler.
+/// Over the four lanes that share rows of a product.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kFullMask, x, 1);
+  return x + __shfl_xor_sync(kFullMask, x, 2);
+}
+
+/// A lane's place in a tile, as an offset into it: all that depends on the lane is worked out once, into one
+/// number, and the rest is known to the compiler.
 template <int HS>
 struct Place {
-  int start, exchange;
+  int start;  // a row's first number is a multiple of 64, so the bits of its chunks are 3 to 5
 
   /// chunk < 8
-  __device__ __forceinline__ Place(int row, int chunk) : start(row * HS), exchange(chunk ^ (row & 7)) {}
+  __device__ __forceinline__ Place(int row, int chunk) : start(row * HS | (chunk ^ (row & 7)) * 8) {}
   /// So many rows and chunks further on: rows a multiple of 8; chunks even, or the lane's chunk is 0.
   __device__ __forceinline__ int at(int rows, int chunks) const {
-    return start + rows * HS + (chunks >> 3) * 64 + ((chunks & 7) ^ exchange) * 8;
+    return (start ^ (chunks & 7) * 8) + rows * HS + (chunks >> 3) * 64;
   }
 };
 
-/// What this lane names in every ldmatrix_x4: its row of a (16, 16) piece, whose four matrices are the first
-/// and the second eight rows of the left half, then of the right half.
+/// What this lane names in an ldmatrix_x4: its row of a (16, 16) piece, whose four matrices are the first and
+/// the second eight rows of the left half, then of the right half. So tensor cores take a left factor, and a
+/// right one through ldmatrix_x4_trans.
 template <int HS>
 __device__ __forceinline__ Place<HS> matrix_place() {
   return {lane_id() % 16, lane_id() / 16};
+}
+/// The same for a right factor whose columns are the rows of the tile: the left and the right half of the
+/// first eight rows, then of the second. A product takes two halves, and they must be neighbours in
+/// registers: in the other order, every second instruction here would be a move.
+template <int HS>
+__device__ __forceinline__ Place<HS> column_place() {
+  return {lane_id() / 16 * 8 + lane_id() % 8, lane_id() / 8 % 2};
 }
 
 /// Copies rows of a matrix in memory into tiles of kRows rows, one tile after the other, with all threads of
@@ -55,25 +69,26 @@ class RowCopy {
   __device__ __forceinline__ RowCopy(const bf16* matrix, int stride, int first, int T)
       : stride_(stride),
         T_(T),
-        row_(first + static_cast<int>(threadIdx.x / kChunks)),
-        source_(matrix + int64_t{row_} * stride + threadIdx.x % kChunks * 8) {}
-  /// Starts the next tile, of this matrix or of one that lies `further` on.
-  __device__ __forceinline__ void start(bf16* tile, int further = 0) const {
-    const int chunk = static_cast<int>(threadIdx.x % kChunks), row = static_cast<int>(threadIdx.x / kChunks);
-    bf16* const target = tile + Place<HS>(row, chunk % 8).at(0, chunk & 8);
+        source_(matrix + int64_t{first + row()} * stride + threadIdx.x % kChunks * 8) {}
+  /// Starts the next tile, which begins with row `first` of this matrix, or of one that lies `further` on.
+  __device__ __forceinline__ void start(bf16* tile, int first, int further = 0) const {
+    const int chunk = static_cast<int>(threadIdx.x % kChunks);
+    bf16* const target = tile + Place<HS>(row(), chunk % 8).at(0, chunk & 8);
 #pragma unroll
     for (int i = 0; i < kRows; i += kStep)
-      cp_async16(target + i * HS, source_ + i * stride_ + further, row_ + i < T_);
+      cp_async16(target + i * HS, source_ + i * stride_ + further, first + row() + i < T_);
   }
   __device__ __forceinline__ void advance() {
-    row_ += kRows;
     source_ += kRows * stride_;
   }
 
  private:
   static constexpr int kChunks = HS / 8, kStep = kThreads / kChunks;  // rows that the block copies at once
   static_assert(kStep % 8 == 0 && kRows % kStep == 0);
-  int stride_, T_, row_;
+  static __device__ __forceinline__ int row() {
+    return static_cast<int>(threadIdx.x / kChunks);
+  }
+  int stride_, T_;
   const bf16* source_;  // this thread's chunk of the next tile's first rows
 };
 
@@ -84,11 +99,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
-/// The warp's own rows of a tile as the left factor of products: held in registers, or read again each time.
-template <int HS, int kM, bool kInRegisters>
+/// The warp's own rows of a tile as the left factor of products: the first kKept pieces of 16 columns are
+/// held in registers, the others read again each time.
+template <int HS, int kM, int kKept>
 struct OwnRows {
   const bf16* rows;
-  uint32_t kept[kInRegisters ? HS / 16 : 1][kM][4];
+  uint32_t kept[kKept > 0 ? kKept : 1][kM][4];
 
   /// `first` is a multiple of 8.
   __device__ __forceinline__ OwnRows(const bf16* tile, int first) : rows(tile + first * HS) {}
@@ -97,29 +113,28 @@ struct OwnRows {
   }
   /// To be called once, when the tile is there.
   __device__ __forceinline__ void keep() {
-    if constexpr (kInRegisters)
 #pragma unroll
-      for (int k = 0; k < HS / 16; ++k)
+    for (int k = 0; k < kKept; ++k)
 #pragma unroll
-        for (int m = 0; m < kM; ++m) read(kept[k][m], k, m);
+      for (int m = 0; m < kM; ++m) read(kept[k][m], k, m);
   }
   __device__ __forceinline__ void get(uint32_t (&a)[kM][4], int k) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      if constexpr (kInRegisters)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[m][i] = kept[k][m][i];
-      else
+      if (k >= kKept) {
         read(a[m], k, m);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[m][i] = kept[k][m][i];
     }
   }
 };
 
 /// s += own rows (16 kM, HS) times the transpose of a tile of 8 kN rows.
-template <int HS, int kM, int kN, bool kInRegisters>
+template <int HS, int kM, int kN, int kKept>
 __device__ __forceinline__ void multiply_add_transposed(float (&s)[kM][kN][4],
-                                                        const OwnRows<HS, kM, kInRegisters>& own,
-                                                        const bf16* tile) {
+                                                        const OwnRows<HS, kM, kKept>& own, const bf16* tile) {
 #pragma unroll
   for (int k = 0; k < HS / 16; ++k) {
     uint32_t a[kM][4];
@@ -127,11 +142,11 @@ __device__ __forceinline__ void multiply_add_transposed(float (&s)[kM][kN][4],
 #pragma unroll
     for (int n = 0; n < kN; n += 2) {
       uint32_t b[4];
-      ldmatrix_x4(b, tile + matrix_place<HS>().at(n * 8, k * 2));
+      ldmatrix_x4(b, tile + column_place<HS>().at(n * 8, k * 2));
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        mma_bf16(s[m][n], a[m], b[0], b[2]);
-        mma_bf16(s[m][n + 1], a[m], b[1], b[3]);
+        mma_bf16(s[m][n], a[m], b[0], b[1]);
+        mma_bf16(s[m][n + 1], a[m], b[2], b[3]);
       }
     }
   }
@@ -198,8 +213,8 @@ __device__ __forceinline__ void store_rows(bf16* to, int stride, int first, int 
   for (int i = 0; i < kM * 16; i += kStep) {
     const int r = i + lane_id() / kChunks, chunk = lane_id() % kChunks;
     if (first + r < T)
-      store(to + int64_t{first + r} * stride + chunk * 8,
-            load<bf16, 8>(tile + Place<HS>(row + r, chunk % 8).at(0, chunk & 8)));
+      store_global16(to + int64_t{first + r} * stride + chunk * 8,
+                     *reinterpret_cast<const int4*>(tile + Place<HS>(row + r, chunk % 8).at(0, chunk & 8)));
   }
 }
 

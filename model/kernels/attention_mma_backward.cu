@@ -1,9 +1,11 @@
 #include "model/kernels/attention_mma.cuh"
+#include "model/kernels/hopper.h"
 
 // The backward pass on tensor cores, after FlashAttention-2 (arXiv 2307.08691), section 3.2, in two kernels
-// without atomics: one walks over the queries of its keys and sums dk and dv, the other over the keys of its
-// queries and sums dq. S and dP are computed twice, seven products instead of five, but sums stay in
-// registers and their order is fixed. The next tiles are on their way while the present ones are used.
+// without atomics: one walks over the keys of its queries and sums dq, the other over the queries of its keys
+// and sums dk and dv. S and dP are computed twice, seven products instead of five, but sums stay in
+// registers and their order is fixed. The next tiles are on their way while the present ones are used. The
+// first one, which has rows of dout in shared memory anyway, fills the statistics that both need.
 
 namespace attention_mma {
 namespace {
@@ -32,14 +34,15 @@ struct KeyGradient {
   static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
   static constexpr int kM = HS == 64 ? 2 : 1, kN = 4;  // (16 kM keys, 8 kN queries) per warp
   static constexpr int kKeys = 16 * kM * kWarps, kQueries = 8 * kN;
-  static constexpr bool kKeepKeys = HS == 128;  // in registers; with HS = 64, or values too, they would spill
-  static constexpr int kBlocks = 2;             // per multiprocessor: up to 255 registers per thread
+  // Pieces of 16 columns of a warp's keys in registers: as many as go without spills.
+  static constexpr int kKept = HS == 128 ? 8 : HOPPER_CODE ? 3 : 0;
+  static constexpr int kBlocks = 2;  // per multiprocessor: up to 255 registers per thread
   static constexpr int kTile = kQueries * HS;
-  struct Stage {
-    bf16 queries[kTile], dout[kTile];
-    float lse[kQueries], D[kQueries];
+  struct Stages {
+    bf16 queries[2][kTile], dout[2][kTile];
+    float lse[2][kQueries], D[2][kQueries];
   };
-  static constexpr size_t kShared = 2 * kKeys * HS * sizeof(bf16) + 2 * sizeof(Stage);
+  static constexpr size_t kShared = 2 * kKeys * HS * sizeof(bf16) + sizeof(Stages);
 };
 
 template <int HS>
@@ -48,7 +51,7 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
   using G = KeyGradient<HS>;
   DYN_SHARED(bf16, keys);
   bf16* const values = keys + G::kKeys * HS;
-  auto* const stages = reinterpret_cast<typename G::Stage*>(values + G::kKeys * HS);
+  auto& stages = *reinterpret_cast<typename G::Stages*>(values + G::kKeys * HS);
 
   // The tiles of a head follow each other, so that its queries stay in the cache; the earliest keys, which
   // most queries see, begin.
@@ -60,27 +63,26 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
   RowCopy<HS, G::kQueries, G::kThreads> copy_dout(dout + z.out_offset(head), z.C, first_key, z.T);
   const float* const lse = stats + z.stats_offset(head);
   const auto copy_next = [&](int i) {
-    typename G::Stage& to = stages[i % 2];
-    copy_queries.start(to.queries);
+    copy_queries.start(stages.queries[i % 2], i * G::kQueries);
     copy_queries.advance();
-    copy_dout.start(to.dout);
+    copy_dout.start(stages.dout[i % 2], i * G::kQueries);
     copy_dout.advance();
     if (const int at = static_cast<int>(threadIdx.x) * 4; at < G::kQueries) {
       const int t = i * G::kQueries + at;
-      cp_async16(to.lse + at, lse + t, t < z.T);
-      cp_async16(to.D + at, lse + z.padded() + t, t < z.T);
+      cp_async16(stages.lse[i % 2] + at, lse + t, t < z.T);
+      cp_async16(stages.D[i % 2] + at, lse + z.padded() + t, t < z.T);
     }
     cp_async_commit();
   };
   RowCopy<HS, G::kKeys, G::kThreads> copy_own(from + z.C, 3 * z.C, first_key, z.T);
-  copy_own.start(keys);
-  copy_own.start(values, z.C);
+  copy_own.start(keys, first_key);
+  copy_own.start(values, first_key, z.C);
   copy_next(first_tile);
 
   const int own = warp_id() * 16 * G::kM, warp_first = first_key + own,
             warp_last = warp_first + 16 * G::kM - 1;
-  OwnRows<HS, G::kM, G::kKeepKeys> k(keys, own);
-  const OwnRows<HS, G::kM, false> v(values, own);
+  OwnRows<HS, G::kM, G::kKept> k(keys, own);
+  const OwnRows<HS, G::kM, 0> v(values, own);
   cp_async_wait<0>();
   __syncthreads();
   k.keep();
@@ -89,23 +91,23 @@ __global__ void __launch_bounds__(KeyGradient<HS>::kThreads, KeyGradient<HS>::kB
     cp_async_wait<0>();
     __syncthreads();  // tile i is there, and nobody reads tile i - 1 any more
     if (i + 1 < tiles) copy_next(i + 1);
-    const typename G::Stage& stage = stages[i % 2];
+    const bf16 *const queries = stages.queries[i % 2], *const douts = stages.dout[i % 2];
     const int first_query = i * G::kQueries;
     if (first_query + G::kQueries - 1 < warp_first) continue;  // all before this warp's keys
     float p[G::kM][G::kN][4] = {}, ds[G::kM][G::kN][4];
-    multiply_add_transposed(p, k, stage.queries);
+    multiply_add_transposed(p, k, queries);
     if (first_query < warp_last)
       for_each(p, [&](float& score, int row, int column) {
         if (warp_first + row > first_query + column) score = -INFINITY;
       });
     for_each(p, [&](float& score, int, int column) {
-      score = probability(score, z.scale * kLog2E, stage.lse[column]);
+      score = probability(score, z.scale2, stages.lse[i % 2][column]);
     });
-    multiply_add<HS>(dv, p, stage.dout);
-    for_each(ds, [&](float& x, int, int column) { x = -stage.D[column]; });
-    multiply_add_transposed(ds, v, stage.dout);  // dP - D
+    multiply_add<HS>(dv, p, douts);
+    for_each(ds, [&](float& x, int, int column) { x = -stages.D[i % 2][column]; });
+    multiply_add_transposed(ds, v, douts);  // dP - D
     scale_by(ds, p);
-    multiply_add<HS>(dk, ds, stage.queries);
+    multiply_add<HS>(dk, ds, queries);
   }
   for_each(dk, [&](float& x, int, int) { x *= z.scale; });
   bf16* const to = dqkv + z.qkv_offset(head, 0);
@@ -125,9 +127,66 @@ struct QueryGradient {
   static constexpr size_t kShared = sizeof(bf16) * (2 * kQueries * HS + 4 * kTile);
 };
 
+/// lse and D of the rows that this lane shares with the three others of its quad, each of which has a quarter
+/// of the numbers of out.
+template <int HS>
+struct RowStats {
+  static constexpr int kM = QueryGradient<HS>::kM, kChunks = HS / 8 / 4;
+  float lse[kM][2], D[kM][2];  // lse in powers of two
+  Pack<bf16, 8> out[kM][2][kChunks];
+
+  static __device__ __forceinline__ int row(int m, int half) { return m * 16 + half * 8 + lane_id() / 4; }
+
+  /// Of a head, for the warp's rows from position `first` on; zeros from T on.
+  __device__ __forceinline__ void load_rows(const bf16* outs, const float* log_sums, int first,
+                                            const AttentionSizes& z) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int t = first + row(m, half);
+        const bf16* const from = outs + int64_t{t} * z.C + lane_id() % 4 * kChunks * 8;
+        lse[m][half] = t < z.T ? log_sums[t] * kLog2E : 0;
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i)
+          out[m][half][i] = t < z.T ? load<bf16, 8>(from + i * 8) : Pack<bf16, 8>{};
+      }
+  }
+  /// D, from the rows of a tile that begin with row `own`.
+  __device__ __forceinline__ void multiply(const bf16* tile, int own) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i) {
+          const int chunk = lane_id() % 4 * kChunks + i;
+          const auto dout = load<bf16, 8>(tile + Place<HS>(own + row(m, half), chunk % 8).at(0, chunk & 8));
+#pragma unroll
+          for (int k = 0; k < 8; ++k) sum += to_float(dout.v[k]) * to_float(out[m][half][i].v[k]);
+        }
+        D[m][half] = quad_sum(sum);
+      }
+  }
+  /// For the kernel that comes next.
+  __device__ __forceinline__ void store_to(float* stats, int first, const AttentionSizes& z) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int t = first + row(m, half);
+        if (lane_id() % 4 != 0 || t >= z.padded()) continue;
+        stats[t] = lse[m][half];
+        stats[z.padded() + t] = D[m][half];
+      }
+  }
+};
+
 template <int HS>
 __global__ void __launch_bounds__(QueryGradient<HS>::kThreads, QueryGradient<HS>::kBlocks)
-    attention_dq_mma(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* stats, AttentionSizes z) {
+    attention_dq_mma(bf16* dqkv, float* stats, const bf16* dout, const bf16* out, const float* log_sums,
+                     const bf16* qkv, AttentionSizes z) {
   using G = QueryGradient<HS>;
   DYN_SHARED(bf16, queries);
   bf16* const douts = queries + G::kQueries * HS;
@@ -139,38 +198,33 @@ __global__ void __launch_bounds__(QueryGradient<HS>::kThreads, QueryGradient<HS>
   const int last_tile = (min(first_query + G::kQueries, z.T) - 1) / G::kKeys;
   const bf16* const from = qkv + z.qkv_offset(head, 0);
   RowCopy<HS, G::kKeys, G::kThreads> copy(from + z.C, 3 * z.C, 0, z.T);
-  const auto copy_next = [&](int stage) {
-    copy.start(keys + stage * G::kTile);
-    copy.start(values + stage * G::kTile, z.C);
+  const auto copy_next = [&](int j) {
+    copy.start(keys + j % 2 * G::kTile, j * G::kKeys);
+    copy.start(values + j % 2 * G::kTile, j * G::kKeys, z.C);
     copy.advance();
     cp_async_commit();
   };
-  RowCopy<HS, G::kQueries, G::kThreads>(from, 3 * z.C, first_query, z.T).start(queries);
-  RowCopy<HS, G::kQueries, G::kThreads>(dout + z.out_offset(head), z.C, first_query, z.T).start(douts);
+  RowCopy<HS, G::kQueries, G::kThreads>(from, 3 * z.C, first_query, z.T).start(queries, first_query);
+  RowCopy<HS, G::kQueries, G::kThreads>(dout + z.out_offset(head), z.C, first_query, z.T)
+      .start(douts, first_query);
   copy_next(0);
 
   const int own = warp_id() * 16 * G::kM, warp_first = first_query + own,
             warp_last = warp_first + 16 * G::kM - 1;
-  float lse[G::kM][2], D[G::kM][2];  // of this lane's rows
-#pragma unroll
-  for (int m = 0; m < G::kM; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int t = warp_first + m * 16 + half * 8 + lane_id() / 4;
-      const float* const row = stats + z.stats_offset(head) + t;
-      lse[m][half] = t < z.T ? row[0] : 0;
-      D[m][half] = t < z.T ? row[z.padded()] : 0;
-    }
+  RowStats<HS> of;
+  of.load_rows(out + z.out_offset(head), log_sums + int64_t{head} * z.T, warp_first, z);
   cp_async_wait<0>();
   __syncthreads();
-  OwnRows<HS, G::kM, true> q(queries, own), g(douts, own);
+  of.multiply(douts, own);
+  of.store_to(stats + z.stats_offset(head), warp_first, z);
+  OwnRows<HS, G::kM, HS / 16> q(queries, own), g(douts, own);
   q.keep();
   g.keep();
   float dq[G::kM][HS / 8][4] = {};
   for (int j = 0; j <= last_tile; ++j) {
     cp_async_wait<0>();
     __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
-    if (j < last_tile) copy_next((j + 1) % 2);
+    if (j < last_tile) copy_next(j + 1);
     const int first_key = j * G::kKeys, stage = j % 2 * G::kTile;
     if (first_key > warp_last) continue;  // all of these keys are later than this warp's queries
     float p[G::kM][G::kN][4] = {}, ds[G::kM][G::kN][4];
@@ -185,8 +239,8 @@ __global__ void __launch_bounds__(QueryGradient<HS>::kThreads, QueryGradient<HS>
       for (int n = 0; n < G::kN; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          p[m][n][e] = probability(p[m][n][e], z.scale * kLog2E, lse[m][e / 2]);
-          ds[m][n][e] = -D[m][e / 2];
+          p[m][n][e] = probability(p[m][n][e], z.scale2, of.lse[m][e / 2]);
+          ds[m][n][e] = -of.D[m][e / 2];
         }
     multiply_add_transposed(ds, g, values + stage);  // dP - D
     scale_by(ds, p);
@@ -197,25 +251,25 @@ __global__ void __launch_bounds__(QueryGradient<HS>::kThreads, QueryGradient<HS>
 }
 
 template <int HS>
-void launch_backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, const float* stats) {
+void launch_backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, float* stats) {
   using K = KeyGradient<HS>;
   using Q = QueryGradient<HS>;
   bf16* const dqkv = data_of<bf16>(a.dqkv);
   const bf16 *dout = data_of<bf16>(a.dout), *qkv = data_of<bf16>(a.qkv);
   launch(ctx,
+         {.grid = static_cast<unsigned>(int64_t{z.heads} * z.tiles(Q::kQueries)),
+          .block = Q::kThreads,
+          .shared = Q::kShared},
+         attention_dq_mma<HS>, dqkv, stats, dout, data_of<bf16>(a.out), data_of<float>(a.lse), qkv, z);
+  launch(ctx,
          {.grid = static_cast<unsigned>(int64_t{z.heads} * z.tiles(K::kKeys)),
           .block = K::kThreads,
           .shared = K::kShared},
          attention_dkv_mma<HS>, dqkv, dout, qkv, stats, z);
-  launch(ctx,
-         {.grid = static_cast<unsigned>(int64_t{z.heads} * z.tiles(Q::kQueries)),
-          .block = Q::kThreads,
-          .shared = Q::kShared},
-         attention_dq_mma<HS>, dqkv, dout, qkv, stats, z);
 }
 }  // namespace
 
-void backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, const float* stats) {
+void backward(Context& ctx, const AttentionBackward& a, const AttentionSizes& z, float* stats) {
   z.HS == 64 ? launch_backward<64>(ctx, a, z, stats) : launch_backward<128>(ctx, a, z, stats);
 }
 }  // namespace attention_mma

@@ -13,7 +13,7 @@ struct Forward {
   static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
   static constexpr int kM = 2, kN = HS == 64 ? 8 : 4;  // a warp's scores: (16 kM, 8 kN)
   static constexpr int kQueries = 16 * kM * kWarps, kKeys = 8 * kN;
-  static constexpr bool kKeepQueries = HS == 64;  // with HS = 128 the sums take half of the registers
+  static constexpr int kKept = HS == 64 ? 4 : 0;  // of queries; with HS = 128 sums take half of the registers
   static constexpr int kBlocks = 2;               // per multiprocessor: up to 255 registers per thread
   static constexpr int kTile = kKeys * HS;
   static constexpr size_t kShared = sizeof(bf16) * (kQueries * HS + 4 * kTile);
@@ -36,10 +36,6 @@ struct Softmax {
   static __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(kFullMask, x, 1));
     return fmaxf(x, __shfl_xor_sync(kFullMask, x, 2));
-  }
-  static __device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(kFullMask, x, 1);
-    return x + __shfl_xor_sync(kFullMask, x, 2);
   }
 
   /// Scores become 2^(c s - max); what was summed under the old maximum shrinks to the new one.
@@ -112,18 +108,18 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
   const int last_tile = (min(first_query + F::kQueries, z.T) - 1) / F::kKeys;
   const bf16* const from = qkv + z.qkv_offset(head, 0);
   RowCopy<HS, F::kKeys, F::kThreads> copy(from + z.C, 3 * z.C, 0, z.T);
-  const auto copy_next = [&](int stage) {
-    copy.start(keys + stage * F::kTile);
-    copy.start(values + stage * F::kTile, z.C);
+  const auto copy_next = [&](int j) {
+    copy.start(keys + j % 2 * F::kTile, j * F::kKeys);
+    copy.start(values + j % 2 * F::kTile, j * F::kKeys, z.C);
     copy.advance();
     cp_async_commit();
   };
-  RowCopy<HS, F::kQueries, F::kThreads>(from, 3 * z.C, first_query, z.T).start(queries);
+  RowCopy<HS, F::kQueries, F::kThreads>(from, 3 * z.C, first_query, z.T).start(queries, first_query);
   copy_next(0);
 
   const int own = warp_id() * 16 * F::kM, warp_first = first_query + own,
             warp_last = warp_first + 16 * F::kM - 1;
-  OwnRows<HS, F::kM, F::kKeepQueries> q(queries, own);
+  OwnRows<HS, F::kM, F::kKept> q(queries, own);
   cp_async_wait<0>();
   __syncthreads();
   q.keep();
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
   for (int j = 0; j <= last_tile; ++j) {
     cp_async_wait<0>();
     __syncthreads();  // tile j is there, and nobody reads tile j - 1 any more
-    if (j < last_tile) copy_next((j + 1) % 2);
+    if (j < last_tile) copy_next(j + 1);
     const int first_key = j * F::kKeys;
     if (first_key > warp_last) continue;  // all of these keys are later than this warp's queries
     float s[F::kM][F::kN][4] = {};
@@ -141,7 +137,7 @@ __global__ void __launch_bounds__(Forward<HS>::kThreads, Forward<HS>::kBlocks)
       for_each(s, [&](float& score, int row, int column) {
         if (first_key + column > warp_first + row) score = -INFINITY;
       });
-    softmax.add(s, sum, z.scale * kLog2E);
+    softmax.add(s, sum, z.scale2);
     multiply_add<HS>(sum, s, values + j % 2 * F::kTile);
   }
   const int64_t rows_of_head = int64_t{head} * z.T;

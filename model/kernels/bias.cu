@@ -13,8 +13,9 @@ template <typename T, int P, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarpSize)
     column_sums_kernel(float* out, const T* x, int64_t rows, int64_t N, int64_t rows_per_block,
                        bool accumulate) {
-  constexpr int kUnroll = 4;  // loads in flight per thread
-  __shared__ float sums[kWarps][kWarpSize * P];
+  constexpr int kUnroll = 4;                                     // loads in flight per thread
+  constexpr int kRow = kWarpSize + (P > 1 ? kWarpSize / P : 0);  // so that neither side collides in banks
+  __shared__ float sums[kWarps][P][kRow];
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int64_t first_col = int64_t{blockIdx.x} * kWarpSize * P, col = first_col + lane * P;
@@ -40,15 +41,14 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
     }
   }
 #pragma unroll
-  for (int k = 0; k < P; ++k) sums[warp][k * kWarpSize + lane] = sum.v[k];
+  for (int k = 0; k < P; ++k) sums[warp][k][lane] = sum.v[k];
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < kWarpSize * P; i += kWarps * kWarpSize) {
     const int64_t c = first_col + i;
     if (c >= N) break;
-    const int at = i % P * kWarpSize + i / P;
     float total = accumulate ? out[blockIdx.y * N + c] : 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += sums[w][at];
+    for (int w = 0; w < kWarps; ++w) total += sums[w][i % P][i / P];
     out[blockIdx.y * N + c] = total;
   }
 }

@@ -19,11 +19,22 @@ int64_t most_kept(int compute_capability) {
   return kib * 1024 - 1024;
 }
 
+constexpr float kLog2E = 1.44269504f;
+
 /// e^x, relative error below 3e-7 + 6e-8 |x|. exp and expf cost more than hides behind the memory traffic.
 __device__ __forceinline__ float fast_exp(float x) {
-  constexpr float kLog2E = 1.44269504f;
   return fast_exp2(kLog2E * x);
 }
+
+/// e^(x - shift) of many x, relative error below 3e-7 + 6e-8 (|x| + |shift|), in two instructions each: these
+/// exponentials are most of what the kernel computes, and that must hide, too.
+struct ShiftedExp {
+  float minus_shift;  // in powers of two
+  __device__ __forceinline__ explicit ShiftedExp(float shift) : minus_shift(-kLog2E * shift) {}
+  __device__ __forceinline__ float operator()(float x) const {
+    return fast_exp2(fmaf(x, kLog2E, minus_shift));
+  }
+};
 
 /// The largest value seen so far, and the sum of exp(x - largest).
 struct Softmax {
@@ -43,9 +54,9 @@ struct Softmax {
       sum *= fast_exp(largest - m);  // at first: 0 * 0
       largest = m;
     }
-    const float s = shift();
+    const ShiftedExp shifted_exp(shift());
 #pragma unroll
-    for (int k = 0; k < P; ++k) sum += fast_exp(x.v[k] - s);
+    for (int k = 0; k < P; ++k) sum += shifted_exp(x.v[k]);
   }
 
   /// Makes the sums of all threads of a block into one that all have. `shared`: a float per warp.
@@ -71,16 +82,17 @@ struct Rows {
   bool with_gradient;
 };
 
-/// One column's gradient, scale (softmax - [v = target]), where `factor` is scale / sum of exponentials.
+/// A column's gradient, scale (softmax - [v = target]), where `factor` is scale / sum of exponentials.
 struct Gradient {
-  float shift, factor, scale;
-  int64_t target;
+  ShiftedExp shifted_exp;
+  float factor, scale;
+  int target;
   template <int P>
-  __device__ __forceinline__ Floats<P> operator()(const Floats<P>& x, int64_t v) const {
+  __device__ __forceinline__ Floats<P> operator()(const Floats<P>& x, int v) const {
     Floats<P> gradient;
 #pragma unroll
-    for (int k = 0; k < P; ++k) gradient.v[k] = factor * fast_exp(x.v[k] - shift);
-    if (target >= v && target < v + P) {  // rare; inside, indices stay compile-time constants
+    for (int k = 0; k < P; ++k) gradient.v[k] = factor * shifted_exp(x.v[k]);
+    if (target >= v && target - v < P) {  // rare; inside, indices stay compile-time constants
 #pragma unroll
       for (int k = 0; k < P; ++k)
         if (v + k == target) gradient.v[k] -= scale;
@@ -95,44 +107,47 @@ __global__ void __launch_bounds__(512) cross_entropy_kernel(T* logits, const Row
   constexpr int kBatch = 4;  // loads in flight per thread
   DYN_SHARED(T, kept);       // V
   __shared__ float shared[512 / kWarpSize];
-  const int64_t n = blockIdx.x, threads = blockDim.x, V = p.V, packs = V / P;
-  T* row = logits + n * p.Vp;
-  const int64_t target = p.targets[n];
+  // Places in a row are ints: with 64 bits, they would cost as much as the exponentials.
+  const int V = static_cast<int>(p.V), threads = static_cast<int>(blockDim.x), packs = V / P;
+  T* const row = logits + int64_t{blockIdx.x} * p.Vp;
+  const int target = p.targets[blockIdx.x];
   const bool legal = target >= 0 && target < V;
-  const float of_target = legal ? to_float(row[target]) : NAN;  // before the gradient overwrites it
 
   Softmax softmax;
-  for (int64_t first = threadIdx.x; first < packs; first += kBatch * threads) {
+  const int mine = static_cast<int>(threadIdx.x), step = threads * P;
+  const T* from = row + mine * P;
+  T* to = kept + (kKept ? mine * P : 0);
+  for (int i = mine; i < packs; i += kBatch * threads) {
     Pack<T, P> batch[kBatch];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int64_t i = first + b * threads;
-      if (i < packs) batch[b] = kKept ? load_streaming<T, P>(row + i * P) : load<T, P>(row + i * P);
-    }
+    for (int b = 0; b < kBatch; ++b)
+      if (i + b * threads < packs)
+        batch[b] = kKept ? load_streaming<T, P>(from + b * step) : load<T, P>(from + b * step);
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t i = first + b * threads;
-      if (i >= packs) continue;
-      if constexpr (kKept) store<T, P>(kept + i * P, batch[b]);
-      Floats<P> x;
-#pragma unroll
-      for (int k = 0; k < P; ++k) x.v[k] = to_float(batch[b].v[k]);
-      softmax.add(x);
+      if (i + b * threads >= packs) continue;
+      if constexpr (kKept) store<T, P>(to + b * step, batch[b]);
+      softmax.add(to_floats(batch[b]));
     }
+    from += kBatch * step;
+    if constexpr (kKept) to += kBatch * step;
   }
-  const int64_t rest = packs * P + threadIdx.x;  // fewer than P columns, one by one
+  const int rest = packs * P + mine;  // fewer than P columns, one by one
   if (rest < V) softmax.add(load_floats<1>(row + rest));
   const float last = rest < V ? to_float(row[rest]) : 0.0f;
+  // Before the barriers of combine, behind which the gradient overwrites it; and not before the row is read,
+  // which would have to wait for the target.
+  const float of_target = threadIdx.x == 0 && legal ? to_float(row[target]) : NAN;
   softmax.combine(shared);
-  if (threadIdx.x == 0) p.losses[n] = (softmax.largest - of_target) + logf(softmax.sum);
+  if (threadIdx.x == 0) p.losses[blockIdx.x] = (softmax.largest - of_target) + logf(softmax.sum);
   if (!p.with_gradient) return;
 
   const float scale = legal ? p.grad_scale : 0.0f;
-  const Gradient gradient{softmax.shift(), legal ? scale / softmax.sum : 0.0f, scale, target};
-  for (int64_t i = threadIdx.x; i < packs; i += threads)
+  const Gradient gradient{ShiftedExp(softmax.shift()), legal ? scale / softmax.sum : 0.0f, scale, target};
+  for (int i = mine; i < packs; i += threads)
     store_floats<P>(row + i * P, gradient(load_floats<P>((kKept ? kept : row) + i * P), i * P));
   if (rest < V) store_floats<1>(row + rest, gradient(Floats<1>{{last}}, rest));
-  for (int64_t v = V + threadIdx.x; v < p.Vp; v += threads) row[v] = from_float<T>(0);
+  for (int64_t v = V + mine; v < p.Vp; v += threads) row[v] = from_float<T>(0);
 }
 }  // namespace
 

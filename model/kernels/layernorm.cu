@@ -44,7 +44,8 @@ struct Forward {
 };
 
 template <typename T, int K, int W>
-__global__ void __launch_bounds__(kBlock, 4) layernorm_forward_kernel(const Forward<T> p) {
+__global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 4 : 3)
+    layernorm_forward_kernel(const Forward<T> p) {
   constexpr int P = kPackSize<T>, kPacks = K / P;
   __shared__ float2 shared[2][kWarps];
   const Lanes<P, W> lanes;
@@ -53,25 +54,29 @@ __global__ void __launch_bounds__(kBlock, 4) layernorm_forward_kernel(const Forw
   const bool exists = r < p.rows;  // warps without a row go on: they meet the others in row_sums
   const int64_t at = r * p.C;
 
-  Floats<P> x[kPacks] = {};
+  // All loads first, as they come: what is computed in between would wait for one after the other.
+  const bool fused = p.delta != nullptr;
+  const T* const from = fused ? p.residual : p.x;
+  Pack<T, P> streams[kPacks] = {}, deltas[kPacks] = {};
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int c = lanes.first + i * lanes.kStep;
-    if (!exists || c >= C) continue;
-    if (p.delta == nullptr) {
-      x[i] = load_floats<P>(p.x + at + c);
-    } else {
-      const Floats<P> residual = load_floats<P, Caching::stream>(p.residual + at + c);
-      const Floats<P> delta = load_floats<P, Caching::stream>(p.delta + at + c);
-#pragma unroll
-      for (int k = 0; k < P; ++k) x[i].v[k] = to_float(from_float<T>(residual.v[k] + delta.v[k]));
-    }
+    const bool mine = exists && c < C;
+    if (mine) streams[i] = load_streaming<T, P>(from + at + c);
+    if (mine && fused) deltas[i] = load_streaming<T, P>(p.delta + at + c);
   }
+  Floats<P> x[kPacks];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int c = lanes.first + i * lanes.kStep;
-    if (p.delta != nullptr && exists && c < C) store_floats<P, Caching::stream>(p.x + at + c, x[i]);
+    if (fused) {
+      const Floats<P> residual = to_floats(streams[i]), delta = to_floats(deltas[i]);
+#pragma unroll
+      for (int k = 0; k < P; ++k) streams[i].v[k] = from_float<T>(residual.v[k] + delta.v[k]);
+      if (exists && c < C) store_streaming<T, P>(p.x + at + c, streams[i]);
+    }
+    x[i] = to_floats(streams[i]);
 #pragma unroll
     for (int k = 0; k < P; ++k) sum += x[i].v[k];
   }
@@ -111,14 +116,21 @@ struct Backward {
 /// Adds up, in order, what the groups of W warps of a block hold of dgain or dbias, into out (C).
 template <int K, int P, int W>
 __device__ __forceinline__ void add_groups(float* out, const float (&share)[K], int C, float* sums) {
-  constexpr int kGroups = kWarps / W;
+  constexpr int kGroups = kWarps / W, kWide = 4;  // one by one, lanes would collide in banks, eight at a time
   const Lanes<P, W> lanes;
   const int group = static_cast<int>(threadIdx.x) / (W * kWarpSize);
   for (int g = 0; g < kGroups; ++g) {
+    if (g == group) {
 #pragma unroll
-    for (int i = 0; i < K; ++i) {
-      const int c = lanes.first + i / P * lanes.kStep + i % P;
-      if (g == group && c < C) sums[c] = (g == 0 ? 0.0f : sums[c]) + share[i];
+      for (int i = 0; i < K; i += kWide) {
+        const int c = lanes.first + i / P * lanes.kStep + i % P;
+        if (c >= C) continue;
+        Floats<kWide> sum{};
+        if (g > 0) sum = load_floats<kWide>(sums + c);
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) sum.v[k] += share[i + k];
+        store_floats<kWide>(sums + c, sum);
+      }
     }
     __syncthreads();
   }
@@ -145,7 +157,7 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 2 : 1)
     const int64_t r = r0 + group, at = r * p.C;
     const bool exists = r < p.rows;
     const float mean = exists ? p.mean[r] : 0.0f, rstd = exists ? p.rstd[r] : 0.0f;
-    Pack<T, P> dys[kPacks] = {}, xs[kPacks] = {};  // stored as they came, to save registers
+    Pack<T, P> dys[kPacks], xs[kPacks];  // stored as they came, to save registers
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       const int c = lanes.first + i * lanes.kStep;
@@ -153,20 +165,27 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 2 : 1)
       dys[i] = load_streaming<T, P>(p.dy + at + c);
       xs[i] = load_streaming<T, P>(p.x + at + c);
     }
+    // Packs are converted once for the sums and once for dx: kept as floats, they would spill.
     float sum_g = 0, sum_gx = 0;  // over channels, of g = gain dy and of g xhat
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       const int c = lanes.first + i * lanes.kStep;
       if (!exists || c >= C) continue;
-      const Floats<P> gain = load_floats<P>(p.gain + c);
+      const Floats<P> gain = load_floats<P>(p.gain + c), dy = to_floats(dys[i]), x = to_floats(xs[i]);
 #pragma unroll
       for (int k = 0; k < P; ++k) {
-        const float dy = to_float(dys[i].v[k]), xhat = (to_float(xs[i].v[k]) - mean) * rstd;
-        sum_g += gain.v[k] * dy;
-        sum_gx += gain.v[k] * dy * xhat;
-        dgain[i * P + k] += dy * xhat;
-        dbias[i * P + k] += dy;
+        const float xhat = (x.v[k] - mean) * rstd;
+        sum_g += gain.v[k] * dy.v[k];
+        sum_gx += gain.v[k] * dy.v[k] * xhat;
+        dgain[i * P + k] += dy.v[k] * xhat;
+        dbias[i * P + k] += dy.v[k];
       }
+    }
+    Pack<T, P> past[kPacks] = {};  // all on their way while the warps add up
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int c = lanes.first + i * lanes.kStep;
+      if (p.dresidual != nullptr && exists && c < C) past[i] = load_streaming<T, P>(p.dresidual + at + c);
     }
     const float2 totals = row_sums<W>(sum_g, sum_gx, shared[parity]);
     parity ^= 1;  // a fast warp may be a round ahead of a slow one, but not two
@@ -175,13 +194,12 @@ __global__ void __launch_bounds__(kBlock, sizeof(T) == 2 ? 2 : 1)
     for (int i = 0; i < kPacks; ++i) {
       const int c = lanes.first + i * lanes.kStep;
       if (!exists || c >= C) continue;
-      const Floats<P> gain = load_floats<P>(p.gain + c);
-      Floats<P> dx{};
-      if (p.dresidual != nullptr) dx = load_floats<P, Caching::stream>(p.dresidual + at + c);
+      const Floats<P> gain = load_floats<P>(p.gain + c), dy = to_floats(dys[i]), x = to_floats(xs[i]);
+      Floats<P> dx = to_floats(past[i]);
 #pragma unroll
       for (int k = 0; k < P; ++k) {
-        const float xhat = (to_float(xs[i].v[k]) - mean) * rstd;
-        dx.v[k] += rstd * (gain.v[k] * to_float(dys[i].v[k]) - mean_g - xhat * mean_gx);
+        const float xhat = (x.v[k] - mean) * rstd;
+        dx.v[k] += rstd * (gain.v[k] * dy.v[k] - mean_g - xhat * mean_gx);
       }
       store_floats<P>(p.dx + at + c, dx);
     }

@@ -14,6 +14,8 @@
 // nothing is there before the cp_async_wait that covers its group, and nothing is visible to other threads
 // before a barrier. cp_async4 and cp_async8 do so for 4 and 8 bytes.
 //
+// store_global16 writes 16 aligned bytes to global memory with one instruction.
+//
 // All 32 lanes of a warp call the matrix operations together.
 #pragma once
 
@@ -82,6 +84,15 @@ __device__ __forceinline__ void cp_async_commit() {
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/// Writes 16 aligned bytes to global memory at once. A copy of a struct from shared memory becomes four
+/// stores.
+__device__ __forceinline__ void store_global16(void* to, const int4& words) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
 }
 
 /// Barrier `id` (1..15) for `threads` threads, a multiple of 32; 0 is __syncthreads.
@@ -190,6 +201,11 @@ inline void cp_async_commit() {
 template <int N>
 void cp_async_wait() {
   cuda_on_cpu::current_thread->copies.wait(N);
+}
+
+inline void store_global16(void* to, const int4& words) {
+  cuda_on_cpu::check_aligned(to, 16, "store_global16");
+  *static_cast<int4*>(to) = words;
 }
 
 inline void named_barrier(int id, int threads, std::source_location where = std::source_location::current()) {

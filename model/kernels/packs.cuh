@@ -2,12 +2,34 @@
 // that memory limits. Only .cu files include this.
 #pragma once
 
+#include <cstring>
+
 #include "model/kernels/cuda.h"
 
 template <int N>
 struct Floats {
   float v[N];
 };
+
+/// The values of a pack. Two of bf16 are one 32-bit number, whose halves are the upper halves of a float
+/// each: one instruction a value, where a conversion of each by itself takes up to two.
+template <int N, typename T>
+__device__ __forceinline__ Floats<N> to_floats(const Pack<T, N>& pack) {
+  Floats<N> values;
+  if constexpr (std::is_same_v<T, bf16> && N % 2 == 0) {
+    uint32_t pairs[N / 2];
+    memcpy(pairs, &pack, sizeof pairs);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      values.v[2 * i] = __uint_as_float(pairs[i] << 16);
+      values.v[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values.v[i] = to_float(pack.v[i]);
+  }
+  return values;
+}
 
 /// How loads and stores treat the caches: `stream` is for memory that nobody reads again soon.
 enum class Caching { keep, stream };
@@ -25,8 +47,9 @@ __device__ __forceinline__ Floats<N> load_floats(const T* from) {
       part = load_streaming<T, kPart>(from + i);
     else
       part = load<T, kPart>(from + i);
+    const Floats<kPart> converted = to_floats(part);
 #pragma unroll
-    for (int j = 0; j < kPart; ++j) values.v[i + j] = to_float(part.v[j]);
+    for (int j = 0; j < kPart; ++j) values.v[i + j] = converted.v[j];
   }
   return values;
 }
