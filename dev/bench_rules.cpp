@@ -2,7 +2,7 @@
 // traffic take at this machine's rates:
 //
 //   floor = products' FLOPs / rate of a large product + LAPACK's FLOPs / half that rate
-//         + bytes / rate of a large copy
+//         + bytes / rate of a large pass over memory, in place or a copy
 //
 // LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric
 // ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
