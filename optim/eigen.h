@@ -2,7 +2,7 @@
 // copies the matrix over and waits: it is the slow, exact way. One matrix at a time, f32 or f64.
 //
 //   symmetric_eigen   A = V diag(values) V^T,   V^T V = I,   values ascending     (dsyevd)
-//   qr                X = Q R,   Q^T Q = I,   R upper triangular                  (Householder, dgelqt3)
+//   qr                X = Q R,   Q^T Q = I,   R upper triangular                  (Householder, dgelqt)
 //
 // symmetric_eigen reads (A + A^T) / 2, so an A that is symmetric up to rounding is good enough. Column k of
 // `vectors` belongs to value k. Its sign, and the basis of equal values, are LAPACK's choice. Accuracy 1e-15

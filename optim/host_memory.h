@@ -85,6 +85,7 @@ inline bool load_doubles(double* to, const Tensor& from) {
   else
     std::copy_n(from.f32(), n, to);
   double finite = 0;  // 0 * x is 0, or NaN for anything that is not finite
+#pragma omp simd reduction(+ : finite)
   for (int64_t i = 0; i < n; ++i) finite += 0.0 * to[i];
   return finite == 0;
 }
