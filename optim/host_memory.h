@@ -1,5 +1,5 @@
-// What the functions that call LAPACK share: float64 working memory on the host, and the way into it and
-// back.
+// What the functions that call LAPACK share: float64 working memory on the host, the way into it and back,
+// and several matrices at once.
 #pragma once
 
 #include <algorithm>

@@ -57,9 +57,7 @@ struct Decomposition {
     return true;
   }
 };
-}  // namespace
 
-namespace {
 int64_t svd_doubles(int64_t rows, int64_t cols) {
   const int64_t r = std::min(rows, cols);
   const int m = static_cast<int>(cols), n = static_cast<int>(rows);
