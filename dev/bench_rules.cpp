@@ -2,7 +2,7 @@
 // traffic take at this machine's rates:
 //
 //   floor = products' FLOPs / rate of a large product + LAPACK's FLOPs / half that rate
-//         + bytes / rate of a large copy
+//         + bytes / rate of a large pass over memory, in place or a copy
 //
 // LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric
 // ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
@@ -37,15 +37,21 @@ struct RuleBench : HiddenMatrices {
     for (const RowInfo& row : optimizer.describe()) state += row.state_bytes;
     return 16 * table.size() + 2 * state;
   }
+  /// The operations of the ten steps after the first ten: a rule may begin with what it never does again
+  /// (soap with eigenvectors, dion with a basis), and times are measured later, too.
+  Profile profile() {
+    for (int64_t t = 0; t < kSteps; ++t) optimizer.step(t, 0);
+    Profile profile;
+    ctx.profile = &profile;
+    for (int64_t t = kSteps; t < 2 * kSteps; ++t) optimizer.step(t, 0);
+    ctx.profile = nullptr;
+    return profile;
+  }
   /// FLOPs of a step, in the mean.
   struct Flops {
     double products = 0, lapack = 0;
   };
-  Flops flops() {
-    Profile profile;
-    ctx.profile = &profile;
-    for (int64_t t = 0; t < kSteps; ++t) optimizer.step(t, 0);
-    ctx.profile = nullptr;
+  static Flops flops(const Profile& profile) {
     Flops sum;
     for (const Profile::Row& row : profile.rows()) {
       if (row.op.find("matmul") != std::string::npos) sum.products += row.work.flops / kSteps;
@@ -55,7 +61,14 @@ struct RuleBench : HiddenMatrices {
   }
 };
 
-void bench(Context& ctx, const std::string& model, const std::vector<std::string>& rules) {
+/// What a step consists of, in the mean: where the time above its floor goes.
+void print_parts(const Profile& profile) {
+  for (const Profile::Row& row : profile.rows())
+    fmt::print("    {:<32} {:>9.2f} {:>8.1f} {:>26.1f}  {} calls\n", row.op, 1e3 * row.seconds / kSteps,
+               row.work.flops / kSteps / 1e9, row.work.bytes / kSteps / 1e6, row.calls / kSteps);
+}
+
+void bench(Context& ctx, const std::string& model, const std::vector<std::string>& rules, bool parts) {
   ParameterTable table(parse_model(model));
   HiddenMatrices::only_hidden(table);
   fmt::print("hidden matrices of {}, {:.1f}M parameters, {}; mean of {} steps, the best of {}\n", model,
@@ -64,7 +77,8 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
              "MB", "floor ms", "ratio", "GFLOP/s", "GB/s");
   for (const std::string& rule : rules) {
     RuleBench run(ctx, model, rule);
-    const RuleBench::Flops flops = run.flops();
+    const Profile profile = run.profile();
+    const RuleBench::Flops flops = RuleBench::flops(profile);
     MachineRates rates{};
     std::array<double, kSteps> best;
     best.fill(std::numeric_limits<double>::infinity());
@@ -73,7 +87,7 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
       const MachineRates now = measure_rates(ctx);
       rates = {.flops = std::max(rates.flops, now.flops), .bytes = std::max(rates.bytes, now.bytes)};
       for (size_t t = 0; t < kSteps; ++t) {
-        const double took = run.seconds((1 + round) * kSteps + static_cast<int64_t>(t), 1);
+        const double took = run.seconds((2 + round) * kSteps + static_cast<int64_t>(t), 1);
         best[t] = std::min(best[t], took);
         spent += took;
       }
@@ -84,6 +98,7 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
     fmt::print("  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>9.0f} {:>8.1f}\n", rule,
                1e3 * seconds, flops.products / 1e9, flops.lapack / 1e9, bytes / 1e6, 1e3 * floor,
                seconds / floor, rates.flops / 1e9, rates.bytes / 1e9);
+    if (parts) print_parts(profile);
     std::fflush(stdout);
   }
 }
@@ -92,9 +107,11 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
 int main(int argc, char** argv) {
   std::vector<std::string> models = {"gpt2-small", "gpt2"}, rules;
   MachineOptions machine;
+  bool parts = false;
   CLI::App app("Time of every rule's step against its floor.", "bench_rules");
   app.add_option("--model", models, "presets");
   app.add_option("--rule", rules, "RULE[:key=value,...]; default: every rule with its default keys");
+  app.add_flag("--parts", parts, "also the operations of a step");
   app.add_option("--threads", machine.threads);
   app.add_option("--device", machine.device);
   app.add_option("--dtype", machine.dtype);
@@ -103,6 +120,6 @@ int main(int argc, char** argv) {
     for (const RuleEntry& entry : rule_table()) rules.emplace_back(entry.name);
   Context ctx;
   use_device(ctx, machine);
-  for (const std::string& model : models) bench(ctx, model, rules);
+  for (const std::string& model : models) bench(ctx, model, rules, parts);
   return 0;
 }

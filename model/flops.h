@@ -18,7 +18,7 @@ double train_bytes_per_token(const ModelConfig& config, DType dtype);
 /// What this machine does at best, measured now.
 struct MachineRates {
   double flops;  // of a large matrix product in ctx.dtype, per second
-  double bytes;  // of a large copy, read plus written, per second
+  double bytes;  // of a large pass over memory, a copy or in place, read plus written, per second
 };
 /// Products grow until one takes long enough to be timed. Takes about 0.1 s, and memory for a moment.
 MachineRates measure_rates(Context& ctx);

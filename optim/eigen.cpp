@@ -9,10 +9,15 @@ extern "C" {
 void dsyevd_(const char* job, const char* triangle, const int* n, double* a, const int* lda, double* w,
              double* work, const int* lwork, int* iwork, const int* liwork, int* info, size_t job_length,
              size_t triangle_length);
-void dgelqt3_(const int* m, const int* n, double* a, const int* lda, double* t, const int* ldt, int* info);
+void dgelqt_(const int* m, const int* n, const int* block, double* a, const int* lda, double* t,
+             const int* ldt, double* work, int* info);
 void dtrmm_(const char* side, const char* triangle, const char* transpose, const char* diagonal, const int* m,
             const int* n, const double* alpha, const double* a, const int* lda, double* b, const int* ldb,
             size_t side_length, size_t triangle_length, size_t transpose_length, size_t diagonal_length);
+void dlarfb_(const char* side, const char* transpose, const char* direction, const char* stored, const int* m,
+             const int* n, const int* k, const double* v, const int* ldv, const double* t, const int* ldt,
+             double* c, const int* ldc, double* work, const int* ldwork, size_t side_length,
+             size_t transpose_length, size_t direction_length, size_t stored_length);
 }
 
 namespace {
@@ -29,21 +34,25 @@ WorkSizes eigen_work(int n) {
   return {static_cast<int>(doubles) + 1, ints};
 }
 
-/// Working memory of qr: the reflections and Q (m, r) each, two triangles (r, r).
+constexpr int64_t kReflections = 96;  // of a block of qr: a panel and its T stay in a core's cache
+
+/// Working memory of qr: the reflections and Q (m, r) each; T and dlarfb's, a block by r each; a block's
+/// square.
 int64_t qr_doubles(int64_t m, int64_t r) {
-  return 2 * m * r + 2 * r * r;
+  const int64_t block = std::min(kReflections, r);
+  return 2 * m * r + 2 * block * r + block * block;
 }
 }  // namespace
 
 // Row-major or by columns is the same for a symmetric matrix. LAPACK leaves eigenvector k in its column k,
 // which is our row k.
-HostEigen host_eigen(HostMemory& memory, const Tensor& a) {
+HostEigen host_eigen(HostRoom& room, const Tensor& a) {
   const int64_t N = a.shape[0];
   const int n = static_cast<int>(N);
   const WorkSizes size = eigen_work(n);
-  const HostEigen eigen{.values = memory.doubles(N), .vectors = memory.doubles(N * N), .finite = true};
-  double* work = memory.doubles(size.doubles);
-  int* iwork = memory.ints(size.ints);
+  const HostEigen eigen{.values = room.doubles(N), .vectors = room.doubles(N * N), .finite = true};
+  double* work = room.doubles(size.doubles);
+  int* iwork = room.ints(size.ints);
   if (!load_doubles(eigen.vectors, a)) return {eigen.values, eigen.vectors, false};
   for (int64_t i = 0; i < N; ++i)
     for (int64_t j = 0; j < i; ++j) {
@@ -63,8 +72,9 @@ void symmetric_eigen(Context& ctx, const SymmetricEigen& args) {
   expect_shape(args.values, {n}, "symmetric_eigen: values");
   const OpTimer timer(ctx, "symmetric_eigen", work(args));
   OnHost values(ctx, args.values, /*load=*/false), vectors(ctx, args.vectors, /*load=*/false);
-  HostMemory memory(ctx);
-  const HostEigen eigen = host_eigen(memory, *OnHost(ctx, args.a));
+  const HostMemory memory(ctx, host_eigen_doubles(n));
+  HostRoom room = memory.room(0, host_eigen_doubles(n));
+  const HostEigen eigen = host_eigen(room, *OnHost(ctx, args.a));
   if (eigen.finite) {
     store_doubles(*values, [&](int64_t i) { return eigen.values[i]; });
     store_doubles(*vectors, [&](int64_t i) { return eigen.vectors[i % n * n + i / n]; });
@@ -80,45 +90,76 @@ void symmetric_eigen(Context& ctx, const SymmetricEigen& args) {
 // Q'^T L^T with Q = Q'^T and R = L^T, by the same reflections that dgeqrf makes of X. We read Q' back the
 // same way and never transpose.
 //
-// dgelqt3 leaves L, the reflections V (r, m) with a unit upper triangle V1 in front, and an upper triangle T:
-// Q' = [I 0] - (T V1)^T V. It halves the rows again and again, so that nearly all is matrix products; dgelqf
-// and dorglq go row by row below r = 128, ten times slower.
-void qr(Context& ctx, const Qr& args) {
-  const int64_t M = args.x.shape[0], R = args.x.shape[1];
-  expect(args.x.shape.rank() == 2 && M >= R, "qr: x must have at least as many rows as columns");
-  expect_shape(args.q, args.x.shape, "qr: q");
-  const OpTimer timer(ctx, "qr", work(args));
+// dgelqt leaves L, the reflections V (r, m) with a unit upper triangle in front, and an upper triangle T for
+// each block of them. With H = I - V^T T V of a block, Q' = [I 0] H_last^T .. H_first^T; each touches only
+// what lies right of and below its own place, and its own rows, [I 0] until then, become [I 0] - (T V1)^T V
+// with V1 the block's triangle. A block halves its rows again and again, so that nearly all is matrix
+// products; dgelqf and dorglq go row by row below r = 128, ten times slower.
+namespace {
+/// One matrix in memory of the host.
+void host_qr(HostRoom& room, const Tensor& q, const Tensor& x) {
+  const int64_t M = x.shape[0], R = x.shape[1];
   const int m = static_cast<int>(M), r = static_cast<int>(R);
-  OnHost q(ctx, args.q, /*load=*/false);
-  HostMemory memory(ctx);
-  double* const v = memory.doubles(M * R);
-  double* const rows = memory.doubles(M * R);
-  double* const t = memory.doubles(R * R);
-  double* const tv = memory.doubles(R * R);
-  if (load_doubles(v, *OnHost(ctx, args.x))) {
-    const double minus = -1;
-    int info = 0;
-    dgelqt3_(&r, &m, v, &r, t, &r, &info);
-    for (int64_t j = 0; j < R; ++j)  // what stands in the place of V's zeros and ones is L
-      for (int64_t i = j; i < R; ++i) v[j * R + i] = i == j ? 1 : 0;
-    std::copy_n(v, R * R, tv);
-    dtrmm_("L", "U", "N", "N", &r, &r, &minus, t, &r, tv, &r, 1, 1, 1, 1);
-    blas_dgemm('N', 'T', M, R, R, 1, v, R, tv, R, 0, rows, R);
-    for (int64_t i = 0; i < R; ++i) rows[i * R + i] += 1;
-    store_doubles(*q, [&](int64_t i) { return rows[i]; });
-  } else {
-    store_nan(*q);
+  const int64_t most = std::min(kReflections, R);
+  const int block = static_cast<int>(most);
+  double* const v = room.doubles(M * R);
+  double* const rows = room.doubles(M * R);
+  double* const t = room.doubles(most * R);
+  double* const work = room.doubles(most * R);
+  double* const tv = room.doubles(most * most);
+  if (!load_doubles(v, x)) return store_nan(q);
+  const double minus = -1;
+  int info = 0;
+  dgelqt_(&r, &m, &block, v, &r, t, &block, work, &info);
+  std::fill_n(rows, M * R, 0.0);
+  for (int64_t first = (R - 1) / most * most; first >= 0; first -= most) {
+    const int64_t K = std::min(most, R - first), corner = first * R + first;
+    const int k = static_cast<int>(K), below = static_cast<int>(R - first - K),
+              right = static_cast<int>(M - first);
+    if (below > 0)
+      dlarfb_("R", "T", "F", "R", &below, &right, &k, v + corner, &r, t + first * most, &block,
+              rows + corner + K, &r, work, &below, 1, 1, 1, 1);
+    for (int64_t j = 0; j < K; ++j)  // what stands in the place of V's zeros and ones is L
+      for (int64_t i = j; i < K; ++i) v[corner + j * R + i] = i == j ? 1 : 0;
+    for (int64_t j = 0; j < K; ++j) std::copy_n(v + corner + j * R, K, tv + j * K);
+    dtrmm_("L", "U", "N", "N", &k, &k, &minus, t + first * most, &block, tv, &k, 1, 1, 1, 1);
+    blas_dgemm('N', 'T', right, K, K, 1, v + corner, R, tv, K, 0, rows + corner, R);
+    for (int64_t i = 0; i < K; ++i) rows[corner + i * R + i] += 1;
   }
-  q.store();
+  store_doubles(q, [&](int64_t i) { return rows[i]; });
+}
+}  // namespace
+
+void qr(Context& ctx, std::span<const Qr> list) {
+  if (list.empty()) return;
+  const Shape shape = list[0].x.shape;
+  expect(shape.rank() == 2 && shape[0] >= shape[1], "qr: x must have at least as many rows as columns");
+  Work sum;
+  for (const Qr& one : list) {
+    expect_shape(one.x, shape, "qr: x");
+    expect_shape(one.q, shape, "qr: q");
+    sum.flops += work(one).flops;
+  }
+  const OpTimer timer(ctx, "qr", sum);
+  std::vector<OnHost> from, to;
+  for (const Qr& one : list) from.emplace_back(ctx, one.x), to.emplace_back(ctx, one.q, /*load=*/false);
+  side_by_side(ctx, std::ssize(list), qr_doubles(shape[0], shape[1]), [&](int64_t i, HostRoom& room) {
+    const auto k = static_cast<size_t>(i);
+    host_qr(room, *to[k], *from[k]);
+  });
+  for (OnHost& q : to) q.store();
+}
+
+int64_t host_eigen_doubles(int64_t n) {
+  const WorkSizes size = eigen_work(static_cast<int>(n));
+  return n + n * n + size.doubles + size.ints;
 }
 
 int64_t symmetric_eigen_scratch_bytes(const Context& ctx, int64_t n) {
   if (ctx.where == Where::gpu) return 0;
-  const WorkSizes size = eigen_work(static_cast<int>(n));
-  return (n + n * n + size.doubles + size.ints) * 8;
+  return host_eigen_doubles(n) * 8;
 }
 
-int64_t qr_scratch_bytes(const Context& ctx, int64_t m, int64_t r) {
-  if (ctx.where == Where::gpu) return 0;
-  return qr_doubles(m, r) * 8;
+int64_t qr_scratch_bytes(const Context& ctx, int64_t m, int64_t r, int64_t count) {
+  return side_by_side_bytes(ctx, count, qr_doubles(m, r));
 }

@@ -48,13 +48,11 @@ double power_of_value(const InverseRoot& args, double v, std::span<const double>
 /// One matrix, in host memory: X = B^T B, where row k of B is eigenvector k times the root of its value's
 /// power; a sum of squares of which BLAS makes one triangle, so that X is exactly symmetric. Our rows are the
 /// columns of BLAS.
-void by_eigen(Context& ctx, const InverseRoot& args, const Tensor& x, const Tensor& a) {
+void by_eigen(HostRoom& room, const InverseRoot& args, const Tensor& x, const Tensor& a) {
   const int64_t N = a.shape[0];
   const int n = static_cast<int>(N);
-  const OpTimer timer(ctx, "inverse_root_eigen", Work{.flops = eigen_flops(n) + std::pow(n, 3)});
-  HostMemory memory(ctx);
-  double* out = memory.doubles(N * N);
-  const HostEigen eigen = host_eigen(memory, a);
+  double* out = room.doubles(N * N);
+  const HostEigen eigen = host_eigen(room, a);
   if (!eigen.finite) return store_nan(x);
   const std::span<const double> values(eigen.values, static_cast<size_t>(n));
   for (int64_t k = 0; k < N; ++k) {
@@ -64,6 +62,10 @@ void by_eigen(Context& ctx, const InverseRoot& args, const Tensor& x, const Tens
   const double one = 1, zero = 0;
   dsyrk_("L", "N", &n, &n, &one, eigen.vectors, &n, &zero, out, &n, 1, 1);
   store_doubles(x, [&](int64_t i) { return out[std::min(i / N, i % N) * N + std::max(i / N, i % N)]; });
+}
+
+int64_t by_eigen_doubles(int64_t n) {
+  return n * n + host_eigen_doubles(n);
 }
 
 /// A part of a batch under coupled Newton. X is kept without the factor z^(1/p), so that it starts as I.
@@ -162,8 +164,12 @@ int inverse_root(Context& ctx, const InverseRoot& args) {
   expect(args.power < 0, "inverse_root: power must be negative");
   const int64_t batch = shape[0];
   if (args.method == RootMethod::eigen) {
+    const int64_t n = shape[2];
+    const double flops = eigen_flops(n) + std::pow(n, 3);
+    const OpTimer timer(ctx, "inverse_root_eigen", Work{.flops = static_cast<double>(batch) * flops});
     OnHost a(ctx, args.a), x(ctx, args.x, /*load=*/false);
-    for (int64_t i = 0; i < batch; ++i) by_eigen(ctx, args, (*x)[i], (*a)[i]);
+    side_by_side(ctx, batch, by_eigen_doubles(n),
+                 [&](int64_t i, HostRoom& room) { by_eigen(room, args, (*x)[i], (*a)[i]); });
     x.store();
     return 0;
   }
@@ -179,8 +185,7 @@ int inverse_root(Context& ctx, const InverseRoot& args) {
 
 int64_t inverse_root_scratch_bytes(const Context& ctx, const Shape& shape, DType dtype, RootMethod method) {
   const int64_t n = shape[2], bytes = dtype_bytes(dtype) * n * n;
-  if (method == RootMethod::eigen)
-    return ctx.where == Where::gpu ? 0 : 8 * n * n + symmetric_eigen_scratch_bytes(ctx, n);
+  if (method == RootMethod::eigen) return side_by_side_bytes(ctx, shape[0], by_eigen_doubles(n));
   const int64_t count = at_once(ctx, kMatrices * bytes, shape[0]);
   return count * (kMatrices * bytes + dtype_bytes(dtype)) +
          std::max(row_norms_scratch_bytes(count, n * n), whole_scratch_bytes());

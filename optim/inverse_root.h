@@ -5,13 +5,14 @@
 // for every matrix of a batch, by one of two methods.
 //
 // eigen: A = V diag(v) V^T by LAPACK (eigen.h), X = V diag((max(v, floor) + eps)^power) V^T in float64. Any
-// power. Runs on the host, so that a GPU waits. The floor is -v of the most negative eigenvalue, if there is
-// one (it tells how far rounding has moved the small ones, which a small eps would blow up), and at least
-// (8 u)^(-1/power) of the largest, u as below, so that the elements of X do not lie further apart than the
-// dtype has digits: 1e-24 of it for f32 and power -1/4. A zero A needs eps. For singular A `pseudo` asks for
-// the pseudo-inverse: eigenvalues up to cutoff times the largest give 0 instead, and a zero A gives zero. The
-// cutoff tells an eigenvalue from rounding in A: 1e-12 for f64; for f32 1e-6, as G G^T rounded to f32 has
-// nothing to say below that, so singular values of G below 1e-3 of the largest count as zero.
+// power. Runs on the host, so that a GPU waits; several matrices at once, each by a thread of its own. The
+// floor is -v of the most negative eigenvalue, if there is one (it tells how far rounding has moved the small
+// ones, which a small eps would blow up), and at least (8 u)^(-1/power) of the largest, u as below, so that
+// the elements of X do not lie further apart than the dtype has digits: 1e-24 of it for f32 and power -1/4. A
+// zero A needs eps. For singular A `pseudo` asks for the pseudo-inverse: eigenvalues up to cutoff times the
+// largest give 0 instead, and a zero A gives zero. The cutoff tells an eigenvalue from rounding in A: 1e-12
+// for f64; for f32 1e-6, as G G^T rounded to f32 has nothing to say below that, so singular values of G below
+// 1e-3 of the largest count as zero.
 //
 // newton: coupled Newton for power = -1/p with p = 1 .. 8 (Higham, Functions of Matrices, chapter 7; Anil et
 // al., arXiv 2002.09018). With z = (1 + p) / (2 ||A||_F), X = z^(1/p) I and M = z A, repeat

@@ -19,17 +19,19 @@
 
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
+#include "optim/at_once.h"
 #include "optim/eigen.h"
 #include "optim/rule.h"
 #include "optim/update.h"
 #include "random.h"
 
 namespace {
-/// Scratch of one block.
+/// Scratch of some blocks: P and Q of each, as LAPACK takes several at once, and room for what one after the
+/// other makes.
 struct Workspace {
-  Tensor p;      // (out, rank)
+  Tensor p;      // (blocks, out, rank)
+  Tensor q;      // (blocks, in, rank), the old, then the new
   Tensor r;      // (in, rank)
-  Tensor q;      // (in, rank), the old, then the new
   Tensor sizes;  // (rank), of R's columns
   Tensor low;    // as stored: P R^T
   Tensor guard;
@@ -58,14 +60,18 @@ class Dion final : public Rule {
     return 8 * out * in * rank + 4 * out * rank * rank;
   }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
-    const int64_t out = group.out(), in = group.in(), rank = rank_of(group);
-    return dtype_bytes(group.dtype) * (out * in + (out + 2 * in + 1) * rank) + guard_scratch_bytes() +
-           std::max({qr_scratch_bytes(ctx, out, rank), qr_scratch_bytes(ctx, in, rank),
+    const int64_t out = group.out(), in = group.in(), rank = rank_of(group), blocks = at_once_of(ctx, group);
+    return dtype_bytes(group.dtype) * (out * in + (blocks * (out + in) + in + 1) * rank) +
+           guard_scratch_bytes() +
+           std::max({qr_scratch_bytes(ctx, out, rank, blocks), qr_scratch_bytes(ctx, in, rank),
                      col_norms_scratch_bytes(in, rank), whole_scratch_bytes()});
   }
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    const std::span<const Block> all = group.blocks;
+    const auto most = static_cast<size_t>(at_once_of(ctx, group));
     Measured measured;
-    for (const Block& block : group.blocks) measured += direction_of(ctx, group, block, step);
+    for (size_t i = 0; i < all.size(); i += most)
+      measured += some_blocks(ctx, group, all.subspan(i, std::min(most, all.size() - i)), step);
     return measured;
   }
 
@@ -74,7 +80,16 @@ class Dion final : public Rule {
     const int64_t most = std::min(group.out(), group.in());
     return rank_ > 0 ? std::min(rank_, most) : std::max<int64_t>(most / 4, 1);
   }
-  Measured direction_of(Context& ctx, const Group& group, const Block& block, const RuleStep& step) const;
+  /// How many blocks are taken together: what they hold stays in a CPU's caches until the bases are done.
+  int64_t at_once_of(const Context& ctx, const Group& group) const {
+    const int64_t one =
+        dtype_bytes(group.dtype) * (group.shape.size() + (group.out() + group.in()) * rank_of(group));
+    return at_once(ctx, one, static_cast<int64_t>(group.blocks.size()), ctx.threads);
+  }
+  Measured some_blocks(Context& ctx, const Group& group, std::span<const Block> blocks,
+                       const RuleStep& step) const;
+  Measured finish(Context& ctx, const Group& group, const Block& block, const Workspace& w, int64_t i,
+                  const RuleStep& step) const;
 
   double momentum_;
   int64_t rank_;
@@ -121,34 +136,49 @@ void start(Context& ctx, const Tensor& q) {
   qr(ctx, {.q = q, .x = q});
 }
 
-Measured Dion::direction_of(Context& ctx, const Group& group, const Block& block,
-                            const RuleStep& step) const {
-  const int64_t out = group.out(), in = group.in(), rank = rank_of(group);
-  const Tensor &b = block.grad, &m = block.state[0];
+Measured Dion::some_blocks(Context& ctx, const Group& group, std::span<const Block> blocks,
+                           const RuleStep& step) const {
+  const int64_t out = group.out(), in = group.in(), rank = rank_of(group), count = std::ssize(blocks);
   Scratch::Frame frame(ctx.scratch);
   const auto take = [&](const Shape& shape) { return frame.tensor(shape, group.dtype); };
-  const Workspace w{.p = take({out, rank}),
+  const Workspace w{.p = take({count, out, rank}),
+                    .q = take({count, in, rank}),
                     .r = take({in, rank}),
-                    .q = take({in, rank}),
                     .sizes = take({rank}),
                     .low = take(group.shape),
                     .guard = guard_of(ctx, frame, step)};
-  smooth(ctx, {.u = b, .m = m, .g = b, .beta = 1, .gain = 1, .scale = step.grad_scale});
-  smooth(ctx, {.u = w.q, .g = block.state[1]});
-  if (max_abs(ctx, w.q) == 0) start(ctx, w.q);
-  multiply(ctx, {.c = w.p, .a = b, .b = w.q, .transpose_a = group.transposed});
-  qr(ctx, {.q = w.p, .x = w.p});
-  multiply(ctx, {.c = w.r, .a = b, .b = w.p, .transpose_a = !group.transposed});
-  outer(ctx, group, {.c = w.low, .a = w.p, .b = w.r});
+  std::vector<Qr> bases;
+  for (int64_t i = 0; i < count; ++i) {
+    const Block& block = blocks[static_cast<size_t>(i)];
+    const Tensor &b = block.grad, p = w.p[i], q = w.q[i];
+    smooth(ctx, {.u = b, .m = block.state[0], .g = b, .beta = 1, .gain = 1, .scale = step.grad_scale});
+    smooth(ctx, {.u = q, .g = block.state[1]});
+    if (max_abs(ctx, q) == 0) start(ctx, q);
+    multiply(ctx, {.c = p, .a = b, .b = q, .transpose_a = group.transposed});
+    bases.push_back({.q = p, .x = p});
+  }
+  qr(ctx, bases);
+  Measured measured;
+  for (int64_t i = 0; i < count; ++i)
+    measured += finish(ctx, group, blocks[static_cast<size_t>(i)], w, i, step);
+  return measured;
+}
+
+/// Block i of w, whose B is in its gradient and whose P is orthonormal.
+Measured Dion::finish(Context& ctx, const Group& group, const Block& block, const Workspace& w, int64_t i,
+                      const RuleStep& step) const {
+  const Tensor &b = block.grad, &m = block.state[0], p = w.p[i], q = w.q[i];
+  multiply(ctx, {.c = w.r, .a = b, .b = p, .transpose_a = !group.transposed});
+  outer(ctx, group, {.c = w.low, .a = p, .b = w.r});
   smooth(ctx, {.u = w.low, .m = m, .g = w.low, .beta = 1, .gain = momentum_ - 1, .scale = w.guard});
   col_norms(ctx, {.norms = w.sizes, .x = w.r});
-  scale_cols(ctx, {.y = w.q, .x = w.r, .scales = w.sizes, .divide = true});
-  smooth(ctx, {.u = block.state[1], .g = w.q, .scale = w.guard});
-  const double scale = norm_scale(norm(), out, in);
+  scale_cols(ctx, {.y = q, .x = w.r, .scales = w.sizes, .divide = true});
+  smooth(ctx, {.u = block.state[1], .g = q, .scale = w.guard});
+  const double scale = norm_scale(norm(), group.out(), group.in());
   Measured measured;
   if (step.measure)  // <B, P Q^T> = <B^T P, Q>
-    measured = {.dual = scale * dot(ctx, w.r, w.q), .along = measure_along(ctx, {&block, 1})};
-  outer(ctx, group, {.c = block.grad, .a = w.p, .b = w.q, .alpha = scale});
+    measured = {.dual = scale * dot(ctx, w.r, q), .along = measure_along(ctx, {&block, 1})};
+  outer(ctx, group, {.c = block.grad, .a = p, .b = q, .alpha = scale});
   return measured;
 }
 }  // namespace

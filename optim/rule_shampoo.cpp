@@ -236,12 +236,13 @@ int64_t Shampoo::batch_bytes(const Context& ctx, const PieceGrid& grid, int64_t 
                    whole_scratch_bytes()});
 }
 
-/// How many blocks are taken together.
+/// How many blocks are taken together: at least one for each thread where LAPACK takes the roots.
 int64_t Shampoo::at_once_of(const Context& ctx, const Group& group) const {
   int64_t bytes = 0;
   for (const PieceGrid& grid : pieces_of(group.shape, block_))
     bytes = std::max(bytes, batch_bytes(ctx, grid, grid.count(), group.dtype));
-  return at_once(ctx, bytes, static_cast<int64_t>(group.blocks.size()));
+  return at_once(ctx, bytes, static_cast<int64_t>(group.blocks.size()),
+                 root_ == RootMethod::eigen ? ctx.threads : 1);
 }
 
 int64_t Shampoo::scratch_bytes(const Context& ctx, const Group& group) const {

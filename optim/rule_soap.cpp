@@ -104,6 +104,10 @@ class Soap final : public Rule {
     return moments + (side == Side::right && rotates(Side::left, block) ? 2 : 0);
   }
   int64_t batch_bytes(const Context& ctx, const Shape& block, int64_t blocks, DType dtype) const;
+  /// How many blocks are taken together: at least one for each thread, as LAPACK renews their bases.
+  int64_t at_once_of(const Context& ctx, const Group& group) const {
+    return at_once(ctx, batch_bytes(ctx, group.shape, 1, group.dtype), std::ssize(group.blocks), ctx.threads);
+  }
   Measured some_blocks(Context& ctx, Blocks blocks, const RuleStep& step) const;
   void load_bases(Context& ctx, const Batch& batch) const;
   void rotate(Context& ctx, Batch& batch, Tensor& x, bool back) const;
@@ -125,22 +129,19 @@ int64_t Soap::batch_bytes(const Context& ctx, const Shape& block, int64_t blocks
     if (!rotates(side, block)) continue;
     const int64_t n = side_length(side, block[0], block[1]);
     elements += n * n + n;
-    host = std::max({host, symmetric_eigen_scratch_bytes(ctx, n), qr_scratch_bytes(ctx, n, n)});
+    host = std::max({host, symmetric_eigen_scratch_bytes(ctx, n), qr_scratch_bytes(ctx, n, n, blocks)});
   }
   return blocks * elements * dtype_bytes(dtype) +
          std::max({host, whole_scratch_bytes(), bound_scratch_bytes(blocks, block.size())});
 }
 
 int64_t Soap::scratch_bytes(const Context& ctx, const Group& group) const {
-  const int64_t one = batch_bytes(ctx, group.shape, 1, group.dtype);
-  return batch_bytes(ctx, group.shape, at_once(ctx, one, static_cast<int64_t>(group.blocks.size())),
-                     group.dtype);
+  return batch_bytes(ctx, group.shape, at_once_of(ctx, group), group.dtype);
 }
 
 Measured Soap::direction(Context& ctx, Group& group, const RuleStep& step) const {
   const Blocks all = group.blocks;
-  const auto most = static_cast<size_t>(
-      at_once(ctx, batch_bytes(ctx, group.shape, 1, group.dtype), static_cast<int64_t>(all.size())));
+  const auto most = static_cast<size_t>(at_once_of(ctx, group));
   Measured measured;
   for (size_t i = 0; i < all.size(); i += most)
     measured += some_blocks(ctx, all.subspan(i, std::min(most, all.size() - i)), step);
@@ -257,9 +258,10 @@ void Soap::update_factors(Context& ctx, const Batch& batch, const RuleStep& step
   }
 }
 
-/// One matrix after the other, as LAPACK takes them.
+/// Eigenvectors are found one matrix after the other, which happens once.
 void Soap::update_bases(Context& ctx, const Batch& batch, Side side, const RuleStep& step) const {
   std::vector<StateValue> list;
+  std::vector<Qr> products;
   for (size_t i = 0; i < batch.blocks.size(); ++i) {
     const Block& block = batch.blocks[i];
     const size_t index = factor_index(side, block.grad.shape);
@@ -272,10 +274,11 @@ void Soap::update_bases(Context& ctx, const Batch& batch, Side side, const RuleS
     } else {
       batched_matmul(ctx,
                      {.c = fresh.view({1, n, n}), .a = factor.view({1, n, n}), .b = basis.view({1, n, n})});
-      qr(ctx, {.q = fresh, .x = fresh});
+      products.push_back({.q = fresh, .x = fresh});
     }
     list.push_back({basis, fresh});
   }
+  qr(ctx, products);
   keep(ctx, list, step);
 }
 

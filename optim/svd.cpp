@@ -33,19 +33,19 @@ struct Decomposition {
     return static_cast<int>(size) + 1;
   }
 
-  Decomposition(HostMemory& memory, const Tensor& w, bool with_vectors)
+  Decomposition(HostRoom room, const Tensor& w, bool with_vectors)
       : m(static_cast<int>(w.cols())),
         n(static_cast<int>(w.rows())),
         r(std::min(m, n)),
         vectors(with_vectors) {
     const int64_t M = m, N = n, R = r;
     lwork = work_size(m, n, vectors);
-    a = memory.doubles(M * N);
-    s = memory.doubles(R);
-    u = memory.doubles(vectors ? M * R : 1);
-    vt = memory.doubles(vectors ? R * N : 1);
-    work = memory.doubles(lwork);
-    iwork = memory.ints(8 * R);
+    a = room.doubles(M * N);
+    s = room.doubles(R);
+    u = room.doubles(vectors ? M * R : 1);
+    vt = room.doubles(vectors ? R * N : 1);
+    work = room.doubles(lwork);
+    iwork = room.ints(8 * R);
   }
 
   /// False when the input is not finite.
@@ -57,21 +57,24 @@ struct Decomposition {
     return true;
   }
 };
-}  // namespace
 
-int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols) {
-  if (ctx.where == Where::gpu) return 0;
+int64_t svd_doubles(int64_t rows, int64_t cols) {
   const int64_t r = std::min(rows, cols);
   const int m = static_cast<int>(cols), n = static_cast<int>(rows);
   const int64_t work = std::max(Decomposition::work_size(m, n, true), Decomposition::work_size(m, n, false));
   const int64_t doubles = rows * cols + r + cols * r + r * rows + work;
-  return (doubles + 8 * r) * 8;
+  return doubles + 8 * r;
+}
+}  // namespace
+
+int64_t svd_scratch_bytes(const Context& ctx, int64_t rows, int64_t cols) {
+  return ctx.where == Where::gpu ? 0 : 8 * svd_doubles(rows, cols);
 }
 
 void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
   const OnHost here(ctx, w);
-  HostMemory memory(ctx);
-  Decomposition svd(memory, w, /*with_vectors=*/false);
+  const HostMemory memory(ctx, svd_doubles(w.rows(), w.cols()));
+  Decomposition svd(memory.room(0, svd_doubles(w.rows(), w.cols())), w, /*with_vectors=*/false);
   expect(static_cast<int64_t>(values.size()) == svd.r, "singular_values: need min(rows, cols) values");
   const bool finite = svd.run(*here);
   for (int i = 0; i < svd.r; ++i) values[static_cast<size_t>(i)] = finite ? svd.s[i] : kNaN;
@@ -79,8 +82,8 @@ void singular_values(Context& ctx, const Tensor& w, std::span<double> values) {
 
 double svd_polar(Context& ctx, const Tensor& x, const SvdPolar& how) {
   OnHost here(ctx, x);
-  HostMemory memory(ctx);
-  Decomposition svd(memory, x, /*with_vectors=*/true);
+  const HostMemory memory(ctx, svd_doubles(x.rows(), x.cols()));
+  Decomposition svd(memory.room(0, svd_doubles(x.rows(), x.cols())), x, /*with_vectors=*/true);
   if (!svd.run(*here)) {
     store_nan(*here);
     here.store();

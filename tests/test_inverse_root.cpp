@@ -71,6 +71,13 @@ bool all_nan(const Dense& m) {
   return std::all_of(m.data.begin(), m.data.end(), [](double x) { return std::isnan(x); });
 }
 
+/// Matrix i of those below one another.
+Dense part(const Dense& all, int64_t i, int64_t rows) {
+  Dense m(rows, all.cols);
+  std::copy_n(&all.data[static_cast<size_t>(i * rows * all.cols)], rows * all.cols, m.data.begin());
+  return m;
+}
+
 /// Where and in which numbers a body runs, with the accuracy of those.
 struct Setting {
   UseDevice use;
@@ -189,9 +196,42 @@ void check_eigen(const Setting& setting) {
   EXPECT_TRUE(all_nan(bench.get(vectors)) && all_nan(bench.get(values)));
 }
 
+/// More matrices than threads, one of them not finite: each as if it were alone, whatever the threads.
+void check_side_by_side(const Setting& setting) {
+  constexpr int64_t kCount = 5, m = 24, r = 10;
+  for (const int threads : {1, 2, 3, 8}) {
+    SCOPED_TRACE(testing::Message() << threads << " threads");
+    Bench bench(setting);
+    bench.ctx.threads = threads;
+    Dense x = normal(kCount * m, r, 4), a(kCount * m, m);
+    for (int64_t i = 0; i < kCount; ++i) {
+      std::vector<double> values(static_cast<size_t>(m), 1 + static_cast<double>(i));
+      const Dense one = symmetric(values, static_cast<uint32_t>(i));
+      std::copy(one.data.begin(), one.data.end(), a.data.begin() + i * m * m);
+    }
+    x(3 * m, 2) = a(3 * m + 1, 1) = NAN;
+    const Tensor there = bench.put(x, kCount);
+    std::vector<Qr> list;
+    for (int64_t i = 0; i < kCount; ++i) list.push_back({.q = there[i], .x = there[i]});
+    qr(bench.ctx, list);
+    const Dense roots = bench.root(a, {.x = {}, .a = {}, .power = -0.5, .method = RootMethod::eigen}, kCount);
+    for (int64_t i = 0; i < kCount; ++i) {
+      const Dense q = bench.get(list[static_cast<size_t>(i)].q), root = part(roots, i, m);
+      if (i == 3) {
+        EXPECT_TRUE(all_nan(q) && all_nan(root));
+        continue;
+      }
+      EXPECT_LT(deviation(q, bench.orthonormal(part(x, i, m))), 10 * bench.unit);
+      EXPECT_LT(deviation(root, scaled(identity(m), 1 / std::sqrt(1.0 + static_cast<double>(i)))),
+                10 * bench.unit);
+    }
+  }
+}
+
 void check_qr(const Setting& setting) {
   Bench bench(setting);
-  for (const auto& [m, r] : {std::pair<int64_t, int64_t>{1, 1}, {5, 1}, {6, 6}, {31, 7}, {64, 40}})
+  for (const auto& [m, r] :
+       {std::pair<int64_t, int64_t>{1, 1}, {5, 1}, {6, 6}, {31, 7}, {64, 40}, {210, 200}})
     for (const double scale : {1.0, 1e-20}) {
       SCOPED_TRACE(testing::Message() << m << " x " << r << " scaled " << scale);
       const Dense x = bench.rounded(scaled(normal(m, r, 3), scale)), q = bench.orthonormal(x);
@@ -433,6 +473,9 @@ INSTANTIATE_TEST_SUITE_P(On, InverseRoots, testing::ValuesIn(settings({DType::f3
 TEST_P(LinearAlgebra, SymmetricEigen) {
   check_eigen(GetParam());
 }
+TEST_P(LinearAlgebra, SideBySide) {
+  check_side_by_side(GetParam());
+}
 TEST_P(LinearAlgebra, Qr) {
   check_qr(GetParam());
 }
@@ -458,6 +501,14 @@ TEST_P(InverseRoots, ScratchIsWhatIsPublished) {
   check_root_scratch(GetParam());
 }
 
+TEST(HostRoom, WhatOneThreadThrowsReachesTheCaller) {
+  Context ctx;
+  use_cpu(ctx, 2);
+  ctx.scratch.reserve(1024);
+  const auto too_much = [](int64_t i, HostRoom& room) { room.doubles(i == 1 ? 5 : 4); };
+  EXPECT_THROW(side_by_side(ctx, 2, 4, too_much), ShapeError);
+  EXPECT_NO_THROW(side_by_side(ctx, 1, 4, too_much));
+}
 TEST(InverseRoot, OrdersOfNewton) {
   EXPECT_EQ(newton_order(-1), 1);
   EXPECT_EQ(newton_order(-0.25), 4);
