@@ -139,7 +139,7 @@ Bench::Figures Bench::measure() {
   for (int step = 0; step < options.steps + kWarmUp; ++step) {
     if (ctx.where == Where::cpu ||
         step == 0) {  // beside every step, so that a drifting machine drifts in both
-      const MachineRates rates = measure_rates(ctx);
+      const MachineRates rates = measure_rates(ctx, kMoreThanCaches);
       flops.push_back(rates.flops), bytes.push_back(rates.bytes);
     }
     const double start = seconds_now();

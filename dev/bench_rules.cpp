@@ -84,7 +84,7 @@ void bench(Context& ctx, const std::string& model, const std::vector<std::string
     best.fill(std::numeric_limits<double>::infinity());
     double spent = 0;
     for (int64_t round = 0; round < kRounds && spent < kEnough; ++round) {
-      const MachineRates now = measure_rates(ctx);
+      const MachineRates now = measure_rates(ctx, kMoreThanCaches);
       rates = {.flops = std::max(rates.flops, now.flops), .bytes = std::max(rates.bytes, now.bytes)};
       for (size_t t = 0; t < kSteps; ++t) {
         const double took = run.seconds((2 + round) * kSteps + static_cast<int64_t>(t), 1);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include "model/kernels/cast.h"
@@ -61,33 +62,36 @@ double product_rate(Context& ctx, int64_t size) {
   return seconds < kLongEnough && size < 8192 ? product_rate(ctx, 2 * size) : rate;
 }
 
-/// The better of a copy and of passes in place over two blocks in turn, which together no cache holds. A CPU
-/// reads what a copy overwrites before it does, which nobody counts; in place every byte that moves is one
-/// that counts. Pages that were never written are all the same page of zeros, in a cache: a copy from those
-/// came out twice as fast as one from memory.
-double memory_rate(Context& ctx, int64_t rows) {
-  constexpr int64_t kCols = 4096;
+/// A GPU's is that of a copy. A CPU reads what a copy overwrites before it does, which nobody counts, so it
+/// gets the better of a copy and of passes in place over two blocks in turn, which together no cache holds:
+/// in place every byte that moves is one that counts. Pages that were never written are all the same page of
+/// zeros, in a cache: a copy from those came out twice as fast as one from memory.
+double memory_rate(Context& ctx, int64_t block_bytes) {
+  constexpr int64_t kCols = 4096, kMost = int64_t{2} << 30;
+  const int64_t rows = block_bytes / (kCols * int64_t{sizeof(float)});
   Tensor from, to, scales;
   Arena arena("a measurement");
   arena.add(&from, {rows, kCols});
   arena.add(&to, {rows, kCols});
   arena.add(&scales, {rows});
   arena.allocate(ctx);
-  const double in_place = best_seconds(ctx, [&] {
+  const auto in_place = [&] {
     scale_rows(ctx, {.y = from, .x = from, .scales = scales});
     scale_rows(ctx, {.y = to, .x = to, .scales = scales});
-  });
+  };
+  const double both = ctx.device ? std::numeric_limits<double>::infinity() : best_seconds(ctx, in_place);
   const double copy = best_seconds(ctx, [&] { cast(ctx, {.y = to, .x = from}); });
-  const double seconds = std::min(in_place / 2, copy);
+  const double seconds = std::min(both / 2, copy);
   const double rate = 2.0 * static_cast<double>(to.bytes()) / seconds;
-  return seconds < kLongEnough && rows < int64_t{1} << 17 ? memory_rate(ctx, 4 * rows) : rate;
+  return ctx.device && seconds < kLongEnough && block_bytes < kMost ? memory_rate(ctx, 4 * block_bytes)
+                                                                    : rate;
 }
 }  // namespace
 
-MachineRates measure_rates(Context& ctx) {
+MachineRates measure_rates(Context& ctx, int64_t block_bytes) {
   Profile* const profile = std::exchange(ctx.profile, nullptr);  // these calls are not the program's
   const MachineRates rates{.flops = product_rate(ctx, first_side(ctx)),
-                           .bytes = memory_rate(ctx, int64_t{1} << 13)};
+                           .bytes = memory_rate(ctx, block_bytes)};
   ctx.profile = profile;
   return rates;
 }

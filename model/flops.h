@@ -20,8 +20,11 @@ struct MachineRates {
   double flops;  // of a large matrix product in ctx.dtype, per second
   double bytes;  // of a large pass over memory, a copy or in place, read plus written, per second
 };
-/// Products grow until one takes long enough to be timed. Takes about 0.1 s, and memory for a moment.
-MachineRates measure_rates(Context& ctx);
+/// Products grow until one takes long enough to be timed; so does a GPU's pass over memory. A CPU's is over
+/// two blocks of so many bytes: the default takes little time and memory at the start of a run, and caches
+/// hold a part of it; benchmarks take kMoreThanCaches. Takes about 0.1 s, and memory for a moment.
+inline constexpr int64_t kMoreThanCaches = int64_t{128} << 20;
+MachineRates measure_rates(Context& ctx, int64_t block_bytes = int64_t{16} << 20);
 
 /// Seconds that `tokens` tokens of training take at these rates: nothing can be faster.
 double floor_seconds(const ModelConfig& config, int64_t T, DType dtype, int64_t tokens,

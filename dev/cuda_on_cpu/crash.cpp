@@ -28,8 +28,9 @@ void explain(const siginfo_t& info) {
   if (in_kernel) print_place();
 }
 
-/// Returning repeats the access, which then meets the handler that was there before.
+/// Returning repeats the access, which then finds its page open, or meets the handler that was there before.
 void on_crash(int, siginfo_t* info, void*) {
+  if (is_device_address(info->si_addr) && open_touched(info->si_addr)) return;
   sigaction(SIGSEGV, &previous_segv, nullptr);
   sigaction(SIGBUS, &previous_bus, nullptr);
   explain(*info);

@@ -26,6 +26,10 @@
 //
 // Addresses are not used again before the whole range has been used once, so that a stale pointer meets a
 // closed page rather than the next tensor.
+//
+// "Open" means that device memory may be touched. The pages of an allocation follow when it is: a kernel uses
+// a few of the hundreds that a model has, and opening all of them at each launch took a third of the time of
+// whole-model tests. Not in race checks, where the lock that this takes would order CUDA threads.
 
 namespace cuda_on_cpu {
 namespace {
@@ -36,6 +40,7 @@ struct Allocation {
   char* block;
   size_t bytes;
   char *pages, *pages_end;
+  bool open;  // its pages
   int number;
   void* callers[6];
   int depth;
@@ -70,18 +75,21 @@ void set_pages(char* from, char* to, bool open) {
   mprotect(from, static_cast<size_t>(to - from), open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
+void set_pages(Allocation& a, bool open) {
+  if (a.open != open) set_pages(a.pages, a.pages_end, open);
+  a.open = open;
+}
+
 void set_open(DeviceMemory& m, bool open) {
   if (m.open == open) return;
   m.open = open;
-  for (const auto& [end, a] : m.allocations) set_pages(a.pages, a.pages_end, open);
+  if (open && !kTsan) return;  // open_touched()
+  for (auto& [end, a] : m.allocations) set_pages(a, open);
 }
 
-/// After a change of allocation `a`, whose own pages are open: closes all that may be closed. The others'
-/// pages, which most often are, were not touched.
-void close_unless_used(DeviceMemory& m, const Allocation& a) {
-  if (!m.guard || m.users > 0) return;  // `open` is true
-  set_open(m, false);
-  set_pages(a.pages, a.pages_end, false);
+/// After a change: closes all that may be closed.
+void close_unless_used(DeviceMemory& m) {
+  if (m.guard && m.users == 0) set_open(m, false);
 }
 
 /// Pages of allocations count as worth dumping and those between them do not: with unequal flags the kernel
@@ -150,14 +158,15 @@ void* allocate_device(size_t bytes) {
   if (at == nullptr) return nullptr;
   if (mprotect(at, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
   set_apart(at, pages, true);
-  Allocation a{at + pages - room, bytes, at, at + pages, ++m.count, {}, 0};
+  Allocation a{at + pages - room, bytes, at, at + pages, true, ++m.count, {}, 0};
   a.depth = backtrace(a.callers, std::size(a.callers));
   std::memset(a.block, kPoisonByte, bytes);
   set_canaries(a);
   m.allocations.emplace(a.pages_end, a);
   m.cursor = a.pages_end + kPage;
   m.in_use += bytes;
-  close_unless_used(m, a);
+  m.open = true;
+  close_unless_used(m);
   return a.block;
 }
 
@@ -166,15 +175,25 @@ bool free_device(void* block) {
   const std::lock_guard lock(m.mutex);
   const auto found = m.allocations.upper_bound(static_cast<char*>(block));
   if (found == m.allocations.end() || found->second.block != block) return false;
+  set_pages(found->second, true);
   const Allocation a = found->second;
-  if (!m.open) set_pages(a.pages, a.pages_end, true);
   check_canaries(a);
   m.allocations.erase(found);
   m.in_use -= a.bytes;
   madvise(a.pages, static_cast<size_t>(a.pages_end - a.pages), MADV_DONTNEED);
   set_pages(a.pages, a.pages_end, false);
   set_apart(a.pages, static_cast<size_t>(a.pages_end - a.pages), false);
-  if (m.guard && m.users == 0) set_open(m, false);
+  close_unless_used(m);
+  return true;
+}
+
+bool open_touched(const void* address) {
+  DeviceMemory& m = memory();
+  const std::lock_guard lock(m.mutex);
+  const char* at = static_cast<const char*>(address);
+  const auto found = m.allocations.upper_bound(at);
+  if (!m.open || found == m.allocations.end() || at < found->second.pages) return false;
+  set_pages(found->second, true);  // another thread may have come first
   return true;
 }
 
@@ -244,7 +263,7 @@ DeviceAccess::~DeviceAccess() {
 void close_device_memory() {
   DeviceMemory& m = memory();
   const std::lock_guard lock(m.mutex);
-  if (m.guard && m.users == 0 && m.range != nullptr) set_open(m, false);
+  if (m.range != nullptr) close_unless_used(m);
 }
 
 }  // namespace cuda_on_cpu

@@ -27,6 +27,9 @@ size_t device_bytes_in_use();
 enum class MemoryKind { host, device, bad };  // bad: device addresses that are not inside one allocation
 MemoryKind classify(const void* address, size_t bytes);
 
+/// For the handler of segmentation faults: opens the allocation around an address and returns true when
+/// device memory may be touched now; false when the fault is one.
+bool open_touched(const void* address);
 /// For crash reports: true for all addresses that allocations may have; and the allocation around one, on
 /// standard error.
 bool is_device_address(const void* address);
