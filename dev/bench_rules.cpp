@@ -7,15 +7,13 @@
 // LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric
 // ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
 // twice (once for the global norm), weight and every tensor of state read and written once. Rules refresh
-// roots and bases now and then; the mean over 10 steps counts, each of them the best of a few rounds, as the
-// rates are: what else the machine does would slow both, but not equally.
+// roots and bases now and then, so a round is as many steps as that takes, and its mean counts. Memory may
+// change its speed within minutes: each round has rates of its own, measured before and after it, and the
+// round of the median ratio is what is printed.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <array>
-#include <limits>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,9 +24,14 @@
 
 namespace {
 constexpr std::string_view kLapack[] = {"symmetric_eigen", "inverse_root_eigen", "qr"};
-constexpr int kSteps = 10;
-constexpr int kRounds = 5;      // at most,
+constexpr int kRounds = 9;      // at most,
 constexpr double kEnough = 20;  // and no new one after this many seconds
+
+struct BenchOptions {
+  std::vector<std::string> models = {"gpt2-small", "gpt2"}, rules;
+  int64_t steps = 10;  // of a round
+  bool parts = false;
+};
 
 struct RuleBench : HiddenMatrices {
   using HiddenMatrices::HiddenMatrices;
@@ -37,13 +40,13 @@ struct RuleBench : HiddenMatrices {
     for (const RowInfo& row : optimizer.describe()) state += row.state_bytes;
     return 16 * table.size() + 2 * state;
   }
-  /// The operations of the ten steps after the first ten: a rule may begin with what it never does again
+  /// The operations of a round of steps after the first round: a rule may begin with what it never does again
   /// (soap with eigenvectors, dion with a basis), and times are measured later, too.
-  Profile profile() {
-    for (int64_t t = 0; t < kSteps; ++t) optimizer.step(t, 0);
+  Profile profile(int64_t steps) {
+    for (int64_t t = 0; t < steps; ++t) optimizer.step(t, 0);
     Profile profile;
     ctx.profile = &profile;
-    for (int64_t t = kSteps; t < 2 * kSteps; ++t) optimizer.step(t, 0);
+    for (int64_t t = steps; t < 2 * steps; ++t) optimizer.step(t, 0);
     ctx.profile = nullptr;
     return profile;
   }
@@ -51,75 +54,96 @@ struct RuleBench : HiddenMatrices {
   struct Flops {
     double products = 0, lapack = 0;
   };
-  static Flops flops(const Profile& profile) {
+  static Flops flops(const Profile& profile, int64_t steps) {
     Flops sum;
     for (const Profile::Row& row : profile.rows()) {
-      if (row.op.find("matmul") != std::string::npos) sum.products += row.work.flops / kSteps;
-      if (std::ranges::count(kLapack, row.op) > 0) sum.lapack += row.work.flops / kSteps;
+      const double work = row.work.flops / static_cast<double>(steps);
+      if (row.op.find("matmul") != std::string::npos) sum.products += work;
+      if (std::ranges::count(kLapack, row.op) > 0) sum.lapack += work;
     }
     return sum;
   }
 };
 
-/// What a step consists of, in the mean: where the time above its floor goes.
-void print_parts(const Profile& profile) {
-  for (const Profile::Row& row : profile.rows())
-    fmt::print("    {:<32} {:>9.2f} {:>8.1f} {:>26.1f}  {} calls\n", row.op, 1e3 * row.seconds / kSteps,
-               row.work.flops / kSteps / 1e9, row.work.bytes / kSteps / 1e6, row.calls / kSteps);
+/// A mean step and what it would take at the rates of that moment.
+struct Round {
+  double seconds, floor;
+  MachineRates rates;
+  double ratio() const { return seconds / floor; }
+};
+
+std::vector<Round> measure(RuleBench& run, const RuleBench::Flops& flops, int64_t steps) {
+  std::vector<Round> rounds;
+  MachineRates before = measure_rates(run.ctx, kMoreThanCaches);
+  double spent = 0;
+  for (int64_t round = 0; round < kRounds && spent < kEnough; ++round) {
+    double took = 0;
+    for (int64_t t = 0; t < steps; ++t) took += run.seconds((2 + round) * steps + t, 1);
+    const MachineRates after = measure_rates(run.ctx, kMoreThanCaches);
+    const MachineRates rates{.flops = (before.flops + after.flops) / 2,
+                             .bytes = (before.bytes + after.bytes) / 2};
+    rounds.push_back({.seconds = took / static_cast<double>(steps),
+                      .floor = (flops.products + 2 * flops.lapack) / rates.flops +
+                               static_cast<double>(run.bytes()) / rates.bytes,
+                      .rates = rates});
+    before = after;
+    spent += took;
+  }
+  std::ranges::sort(rounds, {}, &Round::ratio);
+  return rounds;
 }
 
-void bench(Context& ctx, const std::string& model, const std::vector<std::string>& rules, bool parts) {
+/// What a step consists of, in the mean: where the time above its floor goes.
+void print_parts(const Profile& profile, int64_t steps) {
+  const auto n = static_cast<double>(steps);
+  for (const Profile::Row& row : profile.rows())
+    fmt::print("    {:<32} {:>9.2f} {:>8.1f} {:>26.1f}  {} calls\n", row.op, 1e3 * row.seconds / n,
+               row.work.flops / n / 1e9, row.work.bytes / n / 1e6, row.calls / steps);
+}
+
+void bench(Context& ctx, const std::string& model, const BenchOptions& options) {
   ParameterTable table(parse_model(model));
   HiddenMatrices::only_hidden(table);
-  fmt::print("hidden matrices of {}, {:.1f}M parameters, {}; mean of {} steps, the best of {}\n", model,
-             static_cast<double>(table.size()) / 1e6, describe_device(ctx), kSteps, kRounds);
-  fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>6} {:>9} {:>8}\n", "rule", "ms", "GFLOP", "LAPACK",
-             "MB", "floor ms", "ratio", "GFLOP/s", "GB/s");
-  for (const std::string& rule : rules) {
+  fmt::print(
+      "hidden matrices of {}, {:.1f}M parameters, {}; the median of {} rounds of {} steps, ratios of all\n",
+      model, static_cast<double>(table.size()) / 1e6, describe_device(ctx), kRounds, options.steps);
+  fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>6} {:>14} {:>9} {:>8}\n", "rule", "ms", "GFLOP",
+             "LAPACK", "MB", "floor ms", "ratio", "from to", "GFLOP/s", "GB/s");
+  for (const std::string& rule : options.rules) {
     RuleBench run(ctx, model, rule);
-    const Profile profile = run.profile();
-    const RuleBench::Flops flops = RuleBench::flops(profile);
-    MachineRates rates{};
-    std::array<double, kSteps> best;
-    best.fill(std::numeric_limits<double>::infinity());
-    double spent = 0;
-    for (int64_t round = 0; round < kRounds && spent < kEnough; ++round) {
-      const MachineRates now = measure_rates(ctx, kMoreThanCaches);
-      rates = {.flops = std::max(rates.flops, now.flops), .bytes = std::max(rates.bytes, now.bytes)};
-      for (size_t t = 0; t < kSteps; ++t) {
-        const double took = run.seconds((2 + round) * kSteps + static_cast<int64_t>(t), 1);
-        best[t] = std::min(best[t], took);
-        spent += took;
-      }
-    }
-    const double seconds = std::accumulate(best.begin(), best.end(), 0.0) / kSteps;
-    const auto bytes = static_cast<double>(run.bytes());
-    const double floor = (flops.products + 2 * flops.lapack) / rates.flops + bytes / rates.bytes;
-    fmt::print("  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>9.0f} {:>8.1f}\n", rule,
-               1e3 * seconds, flops.products / 1e9, flops.lapack / 1e9, bytes / 1e6, 1e3 * floor,
-               seconds / floor, rates.flops / 1e9, rates.bytes / 1e9);
-    if (parts) print_parts(profile);
+    const Profile profile = run.profile(options.steps);
+    const RuleBench::Flops flops = RuleBench::flops(profile, options.steps);
+    const std::vector<Round> rounds = measure(run, flops, options.steps);
+    const Round& median = rounds[(rounds.size() - 1) / 2];
+    fmt::print("  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>14} {:>9.0f} {:>8.1f}\n",
+               rule, 1e3 * median.seconds, flops.products / 1e9, flops.lapack / 1e9,
+               static_cast<double>(run.bytes()) / 1e6, 1e3 * median.floor, median.ratio(),
+               fmt::format("{:.2f} {:.2f}", rounds.front().ratio(), rounds.back().ratio()),
+               median.rates.flops / 1e9, median.rates.bytes / 1e9);
+    if (options.parts) print_parts(profile, options.steps);
     std::fflush(stdout);
   }
 }
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<std::string> models = {"gpt2-small", "gpt2"}, rules;
+  BenchOptions options;
   MachineOptions machine;
-  bool parts = false;
   CLI::App app("Time of every rule's step against its floor.", "bench_rules");
-  app.add_option("--model", models, "presets");
-  app.add_option("--rule", rules, "RULE[:key=value,...]; default: every rule with its default keys");
-  app.add_flag("--parts", parts, "also the operations of a step");
+  app.add_option("--model", options.models, "presets");
+  app.add_option("--rule", options.rules, "RULE[:key=value,...]; default: every rule with its default keys");
+  app.add_option("--steps", options.steps,
+                 "of a round; less than 10 leave out what some rules do every tenth")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--parts", options.parts, "also the operations of a step");
   app.add_option("--threads", machine.threads);
   app.add_option("--device", machine.device);
   app.add_option("--dtype", machine.dtype);
   CLI11_PARSE(app, argc, argv);
-  if (rules.empty())
-    for (const RuleEntry& entry : rule_table()) rules.emplace_back(entry.name);
+  if (options.rules.empty())
+    for (const RuleEntry& entry : rule_table()) options.rules.emplace_back(entry.name);
   Context ctx;
   use_device(ctx, machine);
-  for (const std::string& model : models) bench(ctx, model, rules, parts);
+  for (const std::string& model : options.models) bench(ctx, model, options);
   return 0;
 }

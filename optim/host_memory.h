@@ -2,6 +2,8 @@
 // and several matrices at once.
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <exception>
 #include <limits>
@@ -53,10 +55,22 @@ inline int64_t side_by_side_bytes(const Context& ctx, int64_t count, int64_t dou
   return ctx.where == Where::gpu ? 0 : rooms_of(ctx, count, doubles) * doubles * 8;
 }
 
-/// body(i, room) for each of `count` matrices of one size, with room for `doubles`: several at once, each
-/// by a thread of its own, and a single one by all threads. Half of an eigendecomposition goes through
-/// vectors, which threads hardly speed up: at n = 384 two matrices side by side take 12.5 ms, one after the
-/// other by two threads each 34.
+/// While it lives, LAPACK called from this thread stays on it (an OpenMP BLAS asks for this number).
+class OneThread {
+ public:
+  OneThread() { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  const int before_ = omp_get_max_threads();
+};
+
+/// body(i, room) for each of `count` matrices of one size, with room for `doubles`: several at once, each by
+/// one thread, a single one, too, so that a matrix has the same bits whatever it comes with. Half of an
+/// eigendecomposition goes through vectors, which threads hardly speed up: at n = 384 two matrices side by
+/// side take 12.5 ms, one after the other by two threads each 34.
 template <typename Body>
 void side_by_side(Context& ctx, int64_t count, int64_t doubles, const Body& body) {
   const int64_t rooms = rooms_of(ctx, count, doubles);
@@ -64,6 +78,7 @@ void side_by_side(Context& ctx, int64_t count, int64_t doubles, const Body& body
   std::exception_ptr failed;
   parallel_for(ctx, count, (count + rooms - 1) / rooms, [&](int64_t begin, int64_t end, int thread) {
     try {
+      const OneThread alone;
       for (int64_t i = begin; i < end; ++i) {
         HostRoom room = memory.room(thread * doubles, doubles);
         body(i, room);
