@@ -21,6 +21,7 @@ check() {
     *)
       failed=$((failed + 1))
       echo "FAILED  $name: $*"
+      grep -E '^\[  FAILED  \]|: Failure$' "$log" | sort -u | head -n 20 # of all processes; the end is the last one's
       tail -n 60 "$log" ;;
   esac
 }
