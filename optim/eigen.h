@@ -1,5 +1,5 @@
 // Eigenvalues of symmetric matrices and orthonormal bases, by LAPACK in float64 on the host. A GPU build
-// copies the matrix over and waits: it is the slow, exact way. One matrix at a time, f32 or f64.
+// copies the matrix over and waits: it is the slow, exact way. f32 or f64.
 //
 //   symmetric_eigen   A = V diag(values) V^T,   V^T V = I,   values ascending     (dsyevd)
 //   qr                X = Q R,   Q^T Q = I,   R upper triangular                  (Householder, dgelqt)
@@ -14,10 +14,11 @@
 // for instance, R[k][k] is 0 and column k of Q is a unit vector orthogonal to the others that X does not
 // decide; for X = 0, Q is the first r columns of the identity.
 //
-// qr takes any number of matrices of one shape, several at once: each by a thread of its own.
+// qr takes any number of matrices of one shape, several at once: each by one thread, so that a matrix has the
+// same bits whatever it comes with. symmetric_eigen takes one matrix, and OpenBLAS all threads for it:
+// deterministic for a given number of them.
 //
-// A NaN or infinity anywhere makes every result of its matrix NaN. Deterministic for a given number of
-// threads, which OpenBLAS makes use of.
+// A NaN or infinity anywhere makes every result of its matrix NaN.
 //
 // FLOPs, for profiles (Golub & Van Loan, "Matrix Computations", chapters 5 and 8): eigenvalues and
 // eigenvectors 4 2/3 n^3, of which 4/3 make the matrix tridiagonal, 4/3 are the most that divide and conquer
