@@ -203,7 +203,7 @@ nlohmann::ordered_json run_line(const TrainOptions& options, const Gpt& model, c
           {"seed", options.seed},
           {"device", describe_device(model.context())},
           {"peak_flops", rates.flops},
-          {"copy_bytes_per_second", rates.bytes},
+          {"copy_bytes_per_second", rates.memory.bytes},
           {"revision", GIT_REVISION},
           {"parameters", model.parameters().size()}};
 }

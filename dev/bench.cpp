@@ -106,7 +106,7 @@ void print_rows(const Profile& profile, int steps, const MachineRates& rates) {
   for (const Profile::Row& row : profile.rows()) {
     const double flops = row.work.flops / row.seconds, bytes = row.work.bytes / row.seconds;
     const bool counted = row.work.flops > 0 || row.work.bytes > 0;
-    const double share = row.work.flops > 0 ? flops / rates.flops : bytes / rates.bytes;
+    const double share = row.work.flops > 0 ? flops / rates.flops : bytes / rates.memory.bytes;
     fmt::print("  {:<10} {:<24} {:>6} {:>9.2f} {:>6.1f} {:>9} {:>8} {:>7}\n", row.phase, row.op,
                row.calls / steps, 1e3 * row.seconds / steps, 100 * row.seconds / total,
                row.work.flops > 0 ? fmt::format("{:.0f}", flops / 1e9) : "-",
@@ -140,7 +140,7 @@ Bench::Figures Bench::measure() {
     if (ctx.where == Where::cpu ||
         step == 0) {  // beside every step, so that a drifting machine drifts in both
       const MachineRates rates = measure_rates(ctx, kMoreThanCaches);
-      flops.push_back(rates.flops), bytes.push_back(rates.bytes);
+      flops.push_back(rates.flops), bytes.push_back(rates.memory.bytes);
     }
     const double start = seconds_now();
     make_step(step, /*wait=*/true);
@@ -160,7 +160,7 @@ Bench::Figures Bench::measure() {
     enqueue_seconds.push_back(seconds_now() - begin);
   }
   ctx.synchronize();
-  return {.rates = {median(flops), median(bytes)},
+  return {.rates = {median(flops), {.bytes = median(bytes)}},
           .forward_backward = median(model_seconds),
           .optimizer = median(optimizer_seconds),
           .step = (seconds_now() - start) / options.steps,
@@ -195,7 +195,7 @@ void Bench::run() {
                                          {"enqueue_ms", 1e3 * f.enqueue},
                                          {"tokens_per_second", speed},
                                          {"peak_gflops", f.rates.flops / 1e9},
-                                         {"copy_gb_per_second", f.rates.bytes / 1e9},
+                                         {"copy_gb_per_second", f.rates.memory.bytes / 1e9},
                                          {"share_of_floor", products / f.forward_backward},
                                          {"speed_of_light", light / f.forward_backward},
                                          {"peak_rss_mb", peak_rss_mb()},
@@ -214,7 +214,7 @@ void Bench::run() {
       "memory traffic at "
       "{:.0f} GB/s {:.1f} ms, share {:.0f} %\n",
       flops / 1e9, f.rates.flops / 1e9, 1e3 * products, 100 * products / f.forward_backward,
-      f.rates.bytes / 1e9, 1e3 * light, 100 * light / f.forward_backward);
+      f.rates.memory.bytes / 1e9, 1e3 * light, 100 * light / f.forward_backward);
   print_rows(profile(), options.steps, f.rates);
 }
 }  // namespace

@@ -2,14 +2,17 @@
 // traffic take at this machine's rates:
 //
 //   floor = products' FLOPs / rate of a large product + LAPACK's FLOPs / half that rate
-//         + bytes / rate of a large pass over memory, in place or a copy
+//         + memory_seconds (rates.h) of the bytes read and of the bytes written
 //
-// LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric
-// ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
-// twice (once for the global norm), weight and every tensor of state read and written once. Rules refresh
-// roots and bases now and then, so a round is as many steps as that takes, and its mean counts. Memory may
-// change its speed within minutes: each round has rates of its own, measured before and after it, and the
-// round of the median ratio is what is printed.
+// LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric ones in full
+// (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read twice (once
+// for the global norm), weight and every tensor of state read and written once. Rules refresh roots and bases
+// now and then, so a round is as many steps as that takes, and its mean counts. Memory may change its speed
+// within seconds: passes over it are timed between the steps of every round, products before and after it,
+// and their mean is held against the mean step. The round of the median ratio is what is printed.
+//
+// `memory` is the share of the rate of passes in place that the step's bytes, read plus written, reach: lower
+// than 1 / ratio for rules that read more than they write, as all do.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -19,7 +22,7 @@
 #include <vector>
 
 #include "dev/hidden_matrices.h"
-#include "model/flops.h"
+#include "model/rates.h"
 #include "setup.h"
 
 namespace {
@@ -35,10 +38,16 @@ struct BenchOptions {
 
 struct RuleBench : HiddenMatrices {
   using HiddenMatrices::HiddenMatrices;
-  int64_t bytes() const {
+  struct Traffic {
+    double read = 0, written = 0;  // bytes of a step
+    double all() const { return read + written; }
+  };
+  Traffic traffic() const {
     int64_t state = 0;
     for (const RowInfo& row : optimizer.describe()) state += row.state_bytes;
-    return 16 * table.size() + 2 * state;
+    const int64_t weights = table.size() * int64_t{sizeof(float)};
+    return {.read = static_cast<double>(3 * weights + state),
+            .written = static_cast<double>(weights + state)};
   }
   /// The operations of a round of steps after the first round: a rule may begin with what it never does again
   /// (soap with eigenvectors, dion with a basis), and times are measured later, too.
@@ -72,22 +81,35 @@ struct Round {
   double ratio() const { return seconds / floor; }
 };
 
+/// The mean of steps from `first` on, each followed by passes over memory.
+Round measure_round(RuleBench& run, MemoryPasses& passes, int64_t first, int64_t steps) {
+  double seconds = 0, per_byte = 0, per_read = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    seconds += run.seconds(first + t, 1);
+    const MemoryRates rates = passes.measure();
+    per_byte += 1 / rates.bytes, per_read += 1 / rates.reads;
+  }
+  const auto n = static_cast<double>(steps);
+  return {.seconds = seconds / n,
+          .floor = 0,
+          .rates = {.memory = {.bytes = n / per_byte, .reads = n / per_read}}};
+}
+
 std::vector<Round> measure(RuleBench& run, const RuleBench::Flops& flops, int64_t steps) {
   std::vector<Round> rounds;
-  MachineRates before = measure_rates(run.ctx, kMoreThanCaches);
-  double spent = 0;
-  for (int64_t round = 0; round < kRounds && spent < kEnough; ++round) {
-    double took = 0;
-    for (int64_t t = 0; t < steps; ++t) took += run.seconds((2 + round) * steps + t, 1);
-    const MachineRates after = measure_rates(run.ctx, kMoreThanCaches);
-    const MachineRates rates{.flops = (before.flops + after.flops) / 2,
-                             .bytes = (before.bytes + after.bytes) / 2};
-    rounds.push_back({.seconds = took / static_cast<double>(steps),
-                      .floor = (flops.products + 2 * flops.lapack) / rates.flops +
-                               static_cast<double>(run.bytes()) / rates.bytes,
-                      .rates = rates});
+  MemoryPasses passes(run.ctx, kMoreThanCaches);
+  passes.measure();  // touches its pages
+  const RuleBench::Traffic traffic = run.traffic();
+  double before = measure_product_rate(run.ctx), spent = 0;
+  for (int64_t k = 0; k < kRounds && spent < kEnough; ++k) {
+    Round round = measure_round(run, passes, (2 + k) * steps, steps);
+    const double after = measure_product_rate(run.ctx);
+    round.rates.flops = (before + after) / 2;
+    round.floor = (flops.products + 2 * flops.lapack) / round.rates.flops +
+                  memory_seconds(round.rates.memory, traffic.read, traffic.written);
     before = after;
-    spent += took;
+    spent += round.seconds * static_cast<double>(steps);
+    rounds.push_back(round);
   }
   std::ranges::sort(rounds, {}, &Round::ratio);
   return rounds;
@@ -107,19 +129,22 @@ void bench(Context& ctx, const std::string& model, const BenchOptions& options) 
   fmt::print(
       "hidden matrices of {}, {:.1f}M parameters, {}; the median of {} rounds of {} steps, ratios of all\n",
       model, static_cast<double>(table.size()) / 1e6, describe_device(ctx), kRounds, options.steps);
-  fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>6} {:>14} {:>9} {:>8}\n", "rule", "ms", "GFLOP",
-             "LAPACK", "MB", "floor ms", "ratio", "from to", "GFLOP/s", "GB/s");
+  fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>6} {:>14} {:>9} {:>8} {:>8} {:>7}\n", "rule", "ms",
+             "GFLOP", "LAPACK", "MB", "floor ms", "ratio", "from to", "GFLOP/s", "GB/s", "reads", "memory");
   for (const std::string& rule : options.rules) {
     RuleBench run(ctx, model, rule);
     const Profile profile = run.profile(options.steps);
     const RuleBench::Flops flops = RuleBench::flops(profile, options.steps);
     const std::vector<Round> rounds = measure(run, flops, options.steps);
     const Round& median = rounds[(rounds.size() - 1) / 2];
-    fmt::print("  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>14} {:>9.0f} {:>8.1f}\n",
-               rule, 1e3 * median.seconds, flops.products / 1e9, flops.lapack / 1e9,
-               static_cast<double>(run.bytes()) / 1e6, 1e3 * median.floor, median.ratio(),
-               fmt::format("{:.2f} {:.2f}", rounds.front().ratio(), rounds.back().ratio()),
-               median.rates.flops / 1e9, median.rates.bytes / 1e9);
+    const double bytes = run.traffic().all();
+    fmt::print(
+        "  {:<34} {:>9.2f} {:>8.1f} {:>8.1f} {:>8.1f} {:>9.2f} {:>6.2f} {:>14} {:>9.0f} {:>8.1f} {:>8.1f} "
+        "{:>5.0f} %\n",
+        rule, 1e3 * median.seconds, flops.products / 1e9, flops.lapack / 1e9, bytes / 1e6, 1e3 * median.floor,
+        median.ratio(), fmt::format("{:.2f} {:.2f}", rounds.front().ratio(), rounds.back().ratio()),
+        median.rates.flops / 1e9, median.rates.memory.bytes / 1e9, median.rates.memory.reads / 1e9,
+        100 * bytes / median.rates.memory.bytes / median.seconds);
     if (options.parts) print_parts(profile, options.steps);
     std::fflush(stdout);
   }

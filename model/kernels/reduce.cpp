@@ -73,8 +73,14 @@ double largest_size(Context& ctx, const Tensor& tensor) {
 }
 }  // namespace
 
-double cpu::sum_of_squares(Context& ctx, const Tensor& x) {
-  return cpu::dot(ctx, x, x);
+/// Not dot(x, x): a compiler that sees one pointer widens each element once, and that is half of the work.
+double cpu::sum_of_squares(Context& ctx, const Tensor& tensor) {
+  return for_real_type(tensor.dtype, [&]<typename T>(T) {
+    const T* x = reals_of<T>(tensor);
+    return cpu::sum_by_parts(ctx, tensor.size(), [=](int64_t start, int64_t count) {
+      return cpu::sum_of_products(x + start, x + start, count);
+    });
+  });
 }
 
 double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
