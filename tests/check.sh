@@ -73,13 +73,13 @@ long_runs="$long_runs:Escape.GoldenRatio*:*ValuesOfLargerMatricesAreClose/Gpu"
 check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/gtest.sh build/sim/tests/all \
   --gtest_filter='Program.*:ProgramRanks.*-*Kill*'
 check 'build with sanitizers' sanitized
-check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
+check 'tests under address and undefined-behaviour sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"
 # That the two devices agree is shown without sanitizers; resuming takes the same path here. MPI's own leaks would be found.
-check 'the program under sanitizers' env ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
+check 'the program under sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
   TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*:ProgramRanks*'
 check 'build for the race check' racecheck_build
-check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 tests/gtest.sh build/tsan/tests/all \
+check 'races in the CUDA halves' env CUDA_ON_CPU_STREAMS=random:2 OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 tests/gtest.sh build/tsan/tests/all \
   --gtest_filter="$races-$too_large"
 check 'races between the threads of two processes' comm_races
 check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 tests/check_ptxas.sh build/ptxas

@@ -7,6 +7,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export OMP_WAIT_POLICY=passive # threads that spin while they wait would take the other process's core
 export CUDA_ON_CPU_THREADS="${CUDA_ON_CPU_THREADS:-1}" # of the executor: a fifth faster than sharing the cores
+export CUDA_ON_CPU_STREAMS="${CUDA_ON_CPU_STREAMS:-late}" # work as late as a GPU may do it: missing waits show
 export GTEST_TOTAL_SHARDS="$shards"
 shard=0 processes=
 while [ "$shard" -lt "$shards" ]; do

@@ -20,10 +20,6 @@ class Executor : public testing::Test {
   ~Executor() override { cuda_on_cpu::set_order("forward"); }
 };
 
-__global__ void write_one(float* y) {
-  *y = 1;
-}
-
 TEST_F(Executor, CopiesAreChecked) {
   void* block = nullptr;
   ASSERT_EQ(cudaMalloc(&block, 64 * sizeof(float)), cudaSuccess);
@@ -39,28 +35,6 @@ TEST_F(Executor, CopiesAreChecked) {
   EXPECT_EQ(cudaFree(y), cudaErrorInvalidValue) << "freed twice";
   void* too_much = nullptr;
   EXPECT_EQ(cudaMalloc(&too_much, size_t{1} << 40), cudaErrorMemoryAllocation);
-}
-
-TEST_F(Executor, GraphsRunOnceWhileTheyAreCaptured) {
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-  float y = 0;
-  run({.grid = 1, .block = 1}, write_one, &y);
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&executable, graph), cudaSuccess);
-  EXPECT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-  EXPECT_EQ(y, 1);
-  EXPECT_EQ(cudaGraphLaunch(executable, stream), cudaErrorNotSupported);
-  cudaGraphExecUpdateResultInfo info;
-  EXPECT_EQ(cudaGraphExecUpdate(executable, graph, &info), cudaSuccess);
-  EXPECT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-  cudaGraphDestroy(graph);
-  cudaGraphExecDestroy(executable);
-  cudaStreamDestroy(stream);
-  cudaGetLastError();
 }
 
 // ---------------------------------------------------------------------------------------------------

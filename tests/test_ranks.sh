@@ -7,7 +7,7 @@ build=${BUILD:-build/sim}
 tests=$build/tests/all
 command -v mpirun >/dev/null 2>&1 || { echo 'mpirun is not installed (openmpi-bin): no test with several processes'; exit 77; }
 grep -q '^1' "$build/backends" || { echo "$build was made without MPI: no test with several processes"; exit 77; }
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 CUDA_ON_CPU_THREADS=1 CUDA_ON_CPU_STREAMS=late
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 log=$folder/log

@@ -1,12 +1,14 @@
 // Batches on their way in, steps as graphs, and results on their way out: on every device of this binary.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <numeric>
 
 #include "model/kernels/cast.h"
 #include "model/kernels/readback.h"
 #include "model/kernels/reduce.h"
 #include "model/kernels/stream.h"
+#include "tests/thread_orders.h"
 
 namespace {
 class Streams : public testing::TestWithParam<Where> {
@@ -42,6 +44,29 @@ TEST_P(Streams, AnUploadStaysUntilTheSecondNext) {
       EXPECT_EQ(ids(sent[round - 1]), want[round - 1]) << round;
     }
   }
+}
+
+TEST_P(Streams, UploadsThatNobodyWaitsForAreUsedInTurn) {
+  constexpr int64_t kCount = 100;
+  constexpr int kRounds = 6;
+  Tensor used[kRounds];
+  Arena arena("test");
+  for (Tensor& tensor : used) arena.add(&tensor, {kCount});
+  arena.allocate(ctx_);
+  Upload upload(ctx_, kCount);
+  for_each_stream_order([&](const std::string& order) {
+    SCOPED_TRACE(order);
+    for (int32_t round = 0; round < kRounds; ++round) {
+      std::fill_n(upload.staging(), kCount, 1000 + round);
+      const Tensor sent = upload.send(kCount);
+      cast(ctx_, {.y = used[round], .x = Tensor(static_cast<float*>(sent.data), {kCount})});  // the same bits
+    }
+    for (int32_t round = 0; round < kRounds; ++round) {
+      const OnHost host(ctx_, used[round]);
+      EXPECT_EQ(std::bit_cast<int32_t>(host->f32()[0]), 1000 + round);
+      EXPECT_EQ(std::bit_cast<int32_t>(host->f32()[kCount - 1]), 1000 + round);
+    }
+  });
 }
 
 TEST_P(Streams, AGraphDoesItsWorkOnceEachTimeWithNewArguments) {

@@ -1,5 +1,4 @@
-// What CUDA refuses while a stream is captured into a graph. The executor runs captured work at once, so
-// these rules are all that tells a program which a GPU would turn away from one that it would run.
+// What CUDA refuses while a stream is captured into a graph.
 //
 //   refused                                                              with cudaErrorStreamCapture...
 //   waiting for a capturing stream, or for the device while one captures     Unsupported
@@ -11,8 +10,7 @@
 //   a captured copy from or to pageable host memory                          Unsupported
 //
 // The last is our own rule: a graph reads and writes such memory when it runs, long after the call. Most of
-// these spoil the capture: what follows in it, and its end, is cudaErrorStreamCaptureInvalidated. Kernels are
-// launched without a stream here, so of a fork only copies and memsets count as work that must come back.
+// these spoil the capture: what follows in it, and its end, is cudaErrorStreamCaptureInvalidated.
 #pragma once
 
 #include "dev/cuda_on_cpu/runtime.h"
@@ -26,7 +24,5 @@ cudaError_t report(cudaError_t error);
 
 /// For calls that CUDA calls potentially unsafe during captures.
 cudaError_t check_unsafe(const char* call);
-/// For what a call enqueues on a stream; `pageable` when it touches host memory that is not page-locked.
-cudaError_t check_work(const char* call, cudaStream_t stream, bool pageable = false);
 
 }  // namespace cuda_on_cpu

@@ -4,6 +4,7 @@
 
 #include "dev/cuda_on_cpu/cuda_language.h"
 #include "dev/cuda_on_cpu/grid.h"
+#include "dev/cuda_on_cpu/queue.h"
 #include "dev/cuda_on_cpu/runtime.h"
 #include "dev/cuda_on_cpu/small_floats.h"
 #include "dev/cuda_on_cpu/vector_types.h"

@@ -70,15 +70,14 @@ class HostLibrary final : public GemmLibrary {
   }
 
   void run(const Gemm& g, const GemmAlgorithm& algorithm) override {
-    const cuda_on_cpu::DeviceAccess access(cuda_on_cpu::DeviceAccess::From::kernel);
     if (!accepts(g, algorithm) || g.add_to_dbias) throw std::runtime_error("host gemm: not supported");
-    for (int64_t i = 0; i < g.batch; ++i) g.a.dtype == DType::f64 ? multiply_doubles(g, i) : multiply(g, i);
-    if (g.epilogue == GemmEpilogue::dbias) sum_columns(g);
+    CUDA_CHECK(cuda_on_cpu::enqueue("gemm", device_.stream, [g] { multiply_all(g); }));
   }
 
   double time(const std::function<void()>& body) override {
     const auto start = std::chrono::steady_clock::now();
     body();
+    CUDA_CHECK(cudaStreamSynchronize(device_.stream));
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
@@ -91,6 +90,12 @@ class HostLibrary final : public GemmLibrary {
  private:
   const gpu::Device& device_;
   static constexpr GemmAlgorithm kOnly{1};
+
+  static void multiply_all(const Gemm& g) {
+    const cuda_on_cpu::DeviceAccess access(cuda_on_cpu::DeviceAccess::From::kernel);
+    for (int64_t i = 0; i < g.batch; ++i) g.a.dtype == DType::f64 ? multiply_doubles(g, i) : multiply(g, i);
+    if (g.epilogue == GemmEpilogue::dbias) sum_columns(g);
+  }
 
   static bool library(char ta, char tb, const Gemm& g, const float* a, int64_t lda, const float* b,
                       int64_t ldb, float* c) {

@@ -8,8 +8,8 @@
 #include <mutex>
 
 #include "dev/cuda_on_cpu/block.h"
-#include "dev/cuda_on_cpu/capture.h"
 #include "dev/cuda_on_cpu/device_memory.h"
+#include "dev/cuda_on_cpu/streams.h"
 
 using cuda_on_cpu::DeviceAccess;
 using cuda_on_cpu::MemoryKind;
@@ -47,6 +47,9 @@ constexpr ErrorText kErrors[] = {
      "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
      "operation not permitted on an event last recorded in a capturing stream"},
+    {cudaErrorGraphExecUpdateFailure, "cudaErrorGraphExecUpdateFailure",
+     "the graph update was not performed because it included changes which violated constraints specific to "
+     "instantiated graph update"},
 };
 
 const ErrorText* find(cudaError_t error) {
@@ -202,6 +205,7 @@ cudaError_t cudaMalloc(void** block, size_t bytes) {
 cudaError_t cudaFree(void* block) {
   if (block == nullptr) return cudaSuccess;
   if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaFree")) return error;
+  finish(cuda_on_cpu::Which::all);
   return report(cuda_on_cpu::free_device(block) ? cudaSuccess : cudaErrorInvalidValue);
 }
 cudaError_t cudaMallocHost(void** block, size_t bytes) {
@@ -216,6 +220,7 @@ cudaError_t cudaMallocHost(void** block, size_t bytes) {
 cudaError_t cudaFreeHost(void* block) {
   if (block == nullptr) return cudaSuccess;
   if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaFreeHost")) return error;
+  finish(cuda_on_cpu::Which::all);
   {
     const std::lock_guard lock(page_locked().mutex);
     if (page_locked().blocks.erase(static_cast<char*>(block)) == 0) return report(cudaErrorInvalidValue);
@@ -239,17 +244,28 @@ bool copy_is_legal(const void* to, const void* from, size_t bytes, cudaMemcpyKin
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   return (there == MemoryKind::device) == to_device && (here == MemoryKind::device) == from_device;
 }
+
+void copy(void* to, const void* from, size_t bytes) {
+  const DeviceAccess access(DeviceAccess::From::copy);
+  std::memmove(to, from, bytes);
+}
 }  // namespace
 
+/// Pageable memory is what it is now when it is read, and what was copied when the call returns.
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   if (!copy_is_legal(to, from, bytes, kind)) return report(cudaErrorInvalidValue);
-  const bool pageable = is_pageable(to, bytes) || is_pageable(from, bytes);
-  if (const cudaError_t error = cuda_on_cpu::check_work("cudaMemcpyAsync", stream, pageable)) return error;
-  const DeviceAccess access(DeviceAccess::From::copy);
-  std::memmove(to, from, bytes);
-  return cudaSuccess;
+  const bool reads_pageable = is_pageable(from, bytes), writes_pageable = is_pageable(to, bytes);
+  cuda_on_cpu::Work work = [=] { copy(to, from, bytes); };
+  if (reads_pageable && !writes_pageable && stream != nullptr && !cuda_on_cpu::eager()) {
+    const auto* first = static_cast<const char*>(from);
+    work = [to, staged = std::vector<char>(first, first + bytes)] { copy(to, staged.data(), staged.size()); };
+  }
+  const cudaError_t error =
+      cuda_on_cpu::enqueue("cudaMemcpyAsync", stream, std::move(work), reads_pageable || writes_pageable);
+  if (error == cudaSuccess && writes_pageable && stream != nullptr) stream->queue.finish();
+  return error;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMemcpy")) return error;
@@ -258,10 +274,10 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   if (cuda_on_cpu::classify(to, bytes) != MemoryKind::device) return report(cudaErrorInvalidValue);
-  if (const cudaError_t error = cuda_on_cpu::check_work("cudaMemsetAsync", stream)) return error;
-  const DeviceAccess access(DeviceAccess::From::copy);
-  std::memset(to, value, bytes);
-  return cudaSuccess;
+  return cuda_on_cpu::enqueue("cudaMemsetAsync", stream, [=] {
+    const DeviceAccess access(DeviceAccess::From::copy);
+    std::memset(to, value, bytes);
+  });
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   if (const cudaError_t error = cuda_on_cpu::check_unsafe("cudaMemset")) return error;

@@ -1,9 +1,9 @@
-// The CUDA runtime as far as programs here call it: one device, whose work is done when the call that
-// enqueues it returns. Declarations and values agree with NVIDIA's.
+// The CUDA runtime as far as programs here call it: one device, whose work is done when queue.h says.
+// Declarations and values agree with NVIDIA's.
 //
-// Graphs: kernels run while they are captured, so the launch that follows does nothing, once. Launching a
-// graph again without capturing (and cudaGraphExecUpdate) again is cudaErrorNotSupported. What CUDA refuses
-// during a capture is refused here, too, with a line on standard error: capture.h.
+// A graph is the list of its work, in the order of the calls; it can be updated by one of the same length.
+// What CUDA refuses during a capture is refused here, too, with a line on standard error: capture.h.
+// cudaFree and cudaFreeHost finish all work first, as drivers do.
 #pragma once
 
 #include <cstddef>
@@ -29,6 +29,7 @@ enum cudaError_t {
   cudaErrorStreamCaptureIsolation = 905,
   cudaErrorStreamCaptureImplicit = 906,
   cudaErrorCapturedEvent = 907,
+  cudaErrorGraphExecUpdateFailure = 910,
   cudaErrorUnknown = 999,
 };
 const char* cudaGetErrorName(cudaError_t error);
@@ -130,7 +131,11 @@ enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusActive = 1,
   cudaStreamCaptureStatusInvalidated = 2,
 };
-enum cudaGraphExecUpdateResult { cudaGraphExecUpdateSuccess = 0, cudaGraphExecUpdateError = 1 };
+enum cudaGraphExecUpdateResult {
+  cudaGraphExecUpdateSuccess = 0,
+  cudaGraphExecUpdateError = 1,
+  cudaGraphExecUpdateErrorTopologyChanged = 2,
+};
 struct cudaGraphExecUpdateResultInfo {
   cudaGraphExecUpdateResult result;
 };

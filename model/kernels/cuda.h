@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <source_location>
+#include <tuple>
 #include <type_traits>
 
 #include "model/kernels/context.h"
@@ -61,8 +62,7 @@ inline constexpr size_t kMostParameterBytes = 4096;
 /// Enqueues a kernel on the context's stream; an empty grid is no work. Arguments are converted to the
 /// kernel's parameter types.
 template <typename... Parameters, typename... Arguments>
-void launch([[maybe_unused]] const Context& ctx, const Launch& how, void (*kernel)(Parameters...),
-            Arguments&&... arguments) {
+void launch(const Context& ctx, const Launch& how, void (*kernel)(Parameters...), Arguments&&... arguments) {
   static_assert((size_t{0} + ... + sizeof(Parameters)) <= kMostParameterBytes);
   if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
 #ifdef __CUDACC__
@@ -78,9 +78,13 @@ void launch([[maybe_unused]] const Context& ctx, const Launch& how, void (*kerne
   config.stream = ctx.device->stream;
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launch", how.where);
 #else
-  cuda_on_cpu::run(
-      how.grid, how.block, how.shared, [&] { kernel(static_cast<Parameters>(arguments)...); },
-      reinterpret_cast<const void*>(kernel));
+  const auto work = [how, kernel,
+                     parameters = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+    cuda_on_cpu::run(
+        how.grid, how.block, how.shared, [&] { std::apply(kernel, parameters); },
+        reinterpret_cast<const void*>(kernel));
+  };
+  cuda_check(cuda_on_cpu::enqueue("launch", ctx.device->stream, work), "launch", how.where);
 #endif
 }
 
