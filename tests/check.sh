@@ -72,6 +72,7 @@ long_runs='*MeasuredStepsHaveTheSameBits/Gpu:ShampooInModels.*:GpuOptimizer.NonF
 long_runs="$long_runs:Escape.GoldenRatio*:*ValuesOfLargerMatricesAreClose/Gpu"
 check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/gtest.sh build/sim/tests/all \
   --gtest_filter='Program.*:ProgramRanks.*-*Kill*'
+check 'the program without MPI' tests/check_without_mpi.sh
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"
