@@ -84,6 +84,7 @@ check 'races in the CUDA halves' env OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=ate
   --gtest_filter="$races-$too_large"
 check 'races between the threads of two processes' comm_races
 check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 tests/check_ptxas.sh build/ptxas
+check 'the program for GPUs where nothing of CUDA is' env OPT=-O0 tests/check_cuda_start.sh build/ptxas
 check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-check-self-test
 check 'fuzzing shards, safetensors, JSON and options' fuzz
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \
