@@ -21,7 +21,7 @@ WARN     := -Wall -Wextra -Werror
 MATH     := -fno-math-errno -fno-trapping-math
 CXXFLAGS  = -std=c++20 $(OPT) $(MATH) -fopenmp -g1 $(WARN) -I. -DHAVE_GPU_KERNELS=$(if $(filter cpu,$(DEVICE)),0,1) $(OWN_FLAGS) $(EXTRA)
 LDFLAGS   = -fopenmp $(EXTRA)
-LDLIBS   := -ldnnl -llapack -lblas -lfmt
+LDLIBS   := -ldnnl -llapack -lblas -lfmt -ldl
 
 # How processes talk to each other: over MPI where there is mpicxx (MPI=0: not), over NCCL where nvcc has nccl.h (NCCL=0: not).
 ifeq ($(origin MPI),undefined)
@@ -63,7 +63,8 @@ CXXFLAGS += --param ggc-min-heapsize=2000000 --param ggc-min-expand=400
 else ifeq ($(DEVICE),cuda)
 LIB_SOURCES  += $(CUDA_SOURCES)
 TEST_SOURCES += $(wildcard tests/test_*.cu dev/lab/*.cu)
-LDLIBS   += -L$(CUDA_HOME)/lib64 -lcudart -lcublasLt $(if $(filter 1,$(HAVE_NCCL)),-lnccl)
+# The program opens cuBLASLt and NCCL when it needs them (shared_library.h); until then it needs nothing of CUDA.
+LDLIBS   += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -lrt
 endif
 
 # ------------------------------------------------------------------------------------------------------- packages
@@ -162,6 +163,9 @@ $(BUILD)/tests/all: $(call objects,$(LIB_SOURCES) $(filter %.cu,$(TEST_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lgtest -lgtest_main -lpthread -o $@
 
 $(BUILD)/tests/fuzz_files: $(BUILD)/tests/fuzz_files.o $(call objects,$(LIB_SOURCES))
+	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+$(BUILD)/tests/cuda_libraries: $(call objects,tests/cuda_libraries.cu model/kernels/shared_library.cpp)
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 $(BUILD)/dev/bench $(BUILD)/dev/bench_rules $(BUILD)/dev/bench_ranks: %: %.o $(call objects,$(LIB_SOURCES))

@@ -3,8 +3,8 @@
 # headers and shared libraries that the program, its tests and the harness need. Run it where `make test` works; carry
 # the file along and give it to dev/gpu_check.sh --deps. With --prebuilt the programs themselves are built here by nvcc
 # and put in too, for any x86-64 processor with AVX2 (oneDNN picks wider instructions by itself), so that the GPU
-# machine compiles nothing. OpenMPI comes along, to be started as gpu-deps/mpi/bin/mpirun; NCCL (220 MiB) does not: the
-# machine needs libnccl.so.2, from CUDA or from Python's nvidia-nccl-cu13, or NCCL=0 here.
+# machine compiles nothing. OpenMPI comes along, to be started as gpu-deps/mpi/bin/mpirun. cuBLASLt and NCCL (220 MiB) do
+# not: the programs open libcublasLt.so.13, and libnccl.so.2 for several GPUs, where CUDA or packages of Python have them.
 set -eu
 cd "$(dirname "$0")/.."
 prebuilt=

@@ -72,6 +72,7 @@ long_runs='*MeasuredStepsHaveTheSameBits/Gpu:ShampooInModels.*:GpuOptimizer.NonF
 long_runs="$long_runs:Escape.GoldenRatio*:*ValuesOfLargerMatricesAreClose/Gpu"
 check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/gtest.sh build/sim/tests/all \
   --gtest_filter='Program.*:ProgramRanks.*-*Kill*'
+check 'the program without MPI' tests/check_without_mpi.sh
 check 'build with sanitizers' sanitized
 check 'tests under address and undefined-behaviour sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"
@@ -83,6 +84,7 @@ check 'races in the CUDA halves' env CUDA_ON_CPU_STREAMS=random:2 OMP_NUM_THREAD
   --gtest_filter="$races-$too_large"
 check 'races between the threads of two processes' comm_races
 check 'nvcc for sm_80 and sm_90a: registers, no spills' env OPT=-O0 tests/check_ptxas.sh build/ptxas
+check 'the program for GPUs where nothing of CUDA is' env OPT=-O0 tests/check_cuda_start.sh build/ptxas
 check 'gpu-check in the executor' dev/gpu_check.sh --self-test --out build/gpu-check-self-test
 check 'fuzzing shards, safetensors, JSON and options' fuzz
 check 'kill -9 at 60 random moments' env KILLS=60 TRAIN_GPT="$PWD/build/cpu/train_gpt" \

@@ -23,9 +23,11 @@ forbid 'the world knows processes, not what they train' '#include "(model/[a-z_]
 forbid 'only doors may pick the device' 'ON_DEVICE' $(ls model/*.h model/*.cpp optim/*.cpp data/*.cpp ./*.cpp)
 forbid 'kernel files use the portability headers: no PTX, no <<<>>>, no CUDA headers or libraries of their own' \
   'asm( volatile)?[ (]|<<<|cooperative_groups|#include <(cuda|cub|cooperative|nccl)' \
-  $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu dev/lab/*.cu 2>/dev/null | grep -v '_cublaslt.cu\|_nccl.cu' | grep -v '/context.cu\|/stream.cu')
+  $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu dev/lab/*.cu 2>/dev/null | grep -v '/context.cu\|/stream.cu')
 forbid 'a kernel says how many threads its blocks have at most, so that its registers fit: __global__ void __launch_bounds__(N)' \
   '__global__ void [^_]|__global__ [^v]|__global__$' $(ls model/kernels/*.cu model/kernels/*.cuh optim/*.cu optim/*.cuh dev/lab/*.cu dev/harness/*.cu)
+forbid 'libraries of CUDA are opened when they are needed: their headers are for the files named *_library.h' '#include <(cublas|nccl)' \
+  $(git ls-files '*.h' '*.cuh' '*.cpp' '*.cu' | grep -v _library.h)
 forbid 'MPI is for the files named mpi_*' '#include <mpi' $(git ls-files '*.h' '*.cpp' '*.cu' | grep -v /mpi_)
 # Two types of one name in one namespace are undefined behaviour, and neither compiler nor linker says so: the linker takes one
 # vector<Name>'s functions for both.

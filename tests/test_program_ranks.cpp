@@ -117,6 +117,17 @@ TEST_F(ProgramRanks, RerunsHaveTheSameBits) {
   expect_same_checkpoint("first", "second", "step-00000006");
 }
 
+// As torchrun starts them: such ranks meet over NCCL, for which there is no GPU here, or nothing was built.
+TEST_F(ProgramRanks, RanksThatMpiDidNotStartAreSentToIt) {
+  prepare();
+  const Result result =
+      run(job("none"), {"env", "CUDA_VISIBLE_DEVICES=", "RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_NE(result.err.find(" over MPI"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find(", WORLD_SIZE=2, start them with mpirun -np N"), std::string::npos) << result.err;
+  EXPECT_FALSE(fs::exists(path("none")));
+}
+
 TEST_F(ProgramRanks, MicroBatchesAndRanksAreInterchangeable) {
   prepare();
   const auto split = [&](const std::string& out, int N, const char* rows) {  // N x micro-batches x rows

@@ -141,6 +141,11 @@ bool meet_over_mpi(const ProcessLaunch& launch) {
   return false;
 }
 
+/// What helps where there is no way over NCCL.
+constexpr const char* kTakeMpi =
+    kHaveMpi ? "start them with mpirun -np N"
+             : "install libopenmpi-dev and openmpi-bin and build again, or start one process";
+
 UsageError no_way(const ProcessLaunch& launch, const std::string& what, const char* advice) {
   return UsageError(fmt::format("{}, {}={}, {}", what, launch.size_variable(), launch.size, advice));
 }
@@ -162,14 +167,18 @@ World::World(ProcessLaunch launch) : launch_(std::move(launch)) {
                      "start with mpirun of the MPI that the program was built with, or srun --mpi=pmix");
     } else {
       throw no_way(launch_, "this program was built without MPI and several processes of it were started",
-                   "install libopenmpi-dev and openmpi-bin and build again, or start one process");
+                   kTakeMpi);
     }
   } else {
     bool gpus = false;
     if constexpr (kHaveNccl) gpus = gpu::count() > 0;
     if (!gpus)
-      throw no_way(launch_, "there is no GPU with NCCL here, and CPU processes talk over MPI",
-                   "start them with mpirun -np N");
+      throw no_way(launch_,
+                   kHaveNccl  ? "there is no GPU here, and CPU processes talk over MPI"
+                   : kHaveMpi ? "this program was built without NCCL, and talks over MPI alone"
+                              : "this program was built with neither MPI nor NCCL and several processes of "
+                                "it were started",
+                   kTakeMpi);
     rendezvous_ = std::make_unique<Rendezvous>(launch_.rank, launch_.size, launch_.address, launch_.port);
   }
   find_neighbours();
@@ -226,9 +235,8 @@ void World::join(Context& ctx, std::function<void()> poll) {
       ctx.comm = make_mpi_comm(ctx, mpi_, {.poll = std::move(poll)});
       return;
     }
-  throw no_way(
-      launch_, on_gpu ? "ranks share a GPU, which NCCL refuses" : "CPU processes talk over MPI",
-      on_gpu ? "start one rank per GPU, or more of them with mpirun" : "start them with mpirun -np N");
+  throw no_way(launch_, on_gpu ? "ranks share a GPU, which NCCL refuses" : "CPU processes talk over MPI",
+               on_gpu ? "start one rank per GPU, or more of them with mpirun" : kTakeMpi);
 }
 
 void World::join_over_nccl([[maybe_unused]] Context& ctx, [[maybe_unused]] std::function<void()> poll) {

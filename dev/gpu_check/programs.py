@@ -8,8 +8,8 @@ import tarfile
 from tools import Failed, Skipped
 
 
-def find_cuda(name):
-    """The folder of CUDA that holds a library, and the library: the toolkit, or packages of Python."""
+def find_cuda(pattern):
+    """The folder of CUDA that holds a library of such a name, and the library: the toolkit, or packages of Python."""
     nvcc = shutil.which("nvcc")
     homes = [os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))] if nvcc else []
     homes += ["/usr/local/cuda"]
@@ -17,10 +17,10 @@ def find_cuda(name):
         homes += sorted(glob.glob(os.path.join(folder, "nvidia", "*")))
     for home in homes:
         for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
-            found = glob.glob(os.path.join(home, folder, f"lib{name}.so*"))
+            found = glob.glob(os.path.join(home, folder, pattern))
             if found:
                 return home, min(found, key=len)
-    raise Failed(f"no lib{name}.so beside nvcc or among Python's packages")
+    raise Failed(f"no {pattern} beside nvcc or among Python's packages")
 
 
 def build(tools):
@@ -50,27 +50,22 @@ def build(tools):
             deps = os.path.join(tools.work, "gpu-deps")
         if not os.path.isdir(deps):
             raise Failed(f"no folder {deps}: make it with dev/gpu_bundle.sh")
-    links = os.path.join(tools.work, "cuda-links")  # -lcublasLt, also where only a versioned name lies
-    os.makedirs(links)
-    found = {name: find_cuda(name) for name in ("cublasLt", "cudart")}
-    try:  # what several GPUs talk over: programs that are built here can do without, carried ones need the library
-        found["nccl"] = find_cuda("nccl")
+    opened = [find_cuda("libcublasLt.so*")]  # by the programs, when they need them
+    nccl = False
+    try:  # what several GPUs talk over, and the tests of it
+        opened.append(find_cuda("libnccl.so*"))
+        nccl = os.path.isfile(os.path.join(opened[-1][0], "include", "nccl.h"))
     except Failed:
         pass
-    nccl = "nccl" in found and os.path.isfile(os.path.join(found["nccl"][0], "include", "nccl.h"))
-    for name, (_, library) in found.items():
-        os.symlink(library, os.path.join(links, f"lib{name}.so"))
-    libraries = [os.path.dirname(library) for _, library in found.values()]
-    includes = [os.path.join(home, "include") for home, _ in found.values()]
 
     def prepend(variable, *folders):
         old = [tools.env[variable]] if tools.env.get(variable) else []
         tools.env[variable] = ":".join([f for f in folders if os.path.isdir(f)] + old)
 
     prepend("PATH", os.path.join(deps, "mpi", "bin"))
-    prepend("CPATH", os.path.join(deps, "include"), *includes)
-    prepend("LIBRARY_PATH", os.path.join(deps, "lib"), links, *libraries)
-    prepend("LD_LIBRARY_PATH", os.path.join(deps, "lib"), *libraries)
+    prepend("CPATH", os.path.join(deps, "include"), *(os.path.join(home, "include") for home, _ in opened))
+    prepend("LIBRARY_PATH", os.path.join(deps, "lib"))
+    prepend("LD_LIBRARY_PATH", os.path.join(deps, "lib"), *(os.path.dirname(library) for _, library in opened))
 
     carried = os.path.join(deps, "bin")
     carried = carried if deps and os.path.isdir(carried) and not o.rebuild else None
@@ -82,11 +77,14 @@ def build(tools):
             return {"how": "built elsewhere, carried in " + os.path.basename(o.deps)}
         except (Failed, Skipped) as failure:  # other system libraries: build here
             print(f"  the carried programs do not run here ({failure}); building")
+    home, runtime = find_cuda("libcudart_static.a")
+    prepend("CPATH", os.path.join(home, "include"))
+    prepend("LIBRARY_PATH", os.path.dirname(runtime))
     tools.build = os.path.abspath(o.build)
     programs = [os.path.join(o.build, name) for name in ("train_gpt", "tests/all", "harness", "dev/bench")]
     jobs = len(os.sched_getaffinity(0))
     try:
-        tools.run(["make", "-k", f"-j{jobs}", "DEVICE=cuda", f"BUILD={o.build}", f"CUDA_HOME={found['cudart'][0]}",
+        tools.run(["make", "-k", f"-j{jobs}", "DEVICE=cuda", f"BUILD={o.build}", f"CUDA_HOME={home}",
                    f"NCCL={int(nccl)}"] + programs)
     except Failed:
         if carried and not os.access(os.path.join(tools.build, "train_gpt"), os.X_OK):

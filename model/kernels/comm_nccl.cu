@@ -1,7 +1,5 @@
 #include "model/kernels/comm_nccl.h"
 
-#include <nccl.h>
-
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -12,6 +10,7 @@
 #include "error.h"
 #include "model/kernels/comm_exchange.h"
 #include "model/kernels/cuda.h"
+#include "model/kernels/nccl_library.h"
 
 namespace {
 using Clock = std::chrono::steady_clock;
@@ -32,8 +31,8 @@ const char* advice(ncclResult_t status) {
 
 void nccl_check(ncclResult_t status, const char* what, ncclComm_t comm = nullptr) {
   if (status == ncclSuccess) return;
-  throw RunError(std::string("NCCL could not ") + what + ": " + ncclGetErrorString(status) + ": " +
-                 ncclGetLastError(comm) + ", NCCL, " + advice(status));
+  throw RunError(std::string("NCCL could not ") + what + ": " + nccl().ncclGetErrorString(status) + ": " +
+                 nccl().ncclGetLastError(comm) + ", NCCL, " + advice(status));
 }
 
 ncclDataType_t nccl_type(DType dtype) {
@@ -44,15 +43,17 @@ ncclDataType_t nccl_type(DType dtype) {
 /// end of the communicator, would be more than noted.
 class Group {
  public:
-  explicit Group(ncclComm_t comm) : comm_(comm) { nccl_check(ncclGroupStart(), "begin an exchange", comm); }
+  explicit Group(ncclComm_t comm) : comm_(comm) {
+    nccl_check(nccl().ncclGroupStart(), "begin an exchange", comm);
+  }
   ~Group() {
-    if (open_) ncclGroupEnd();
+    if (open_) nccl().ncclGroupEnd();
   }
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
   void start() {
     open_ = false;
-    nccl_check(ncclGroupEnd(), "start an exchange", comm_);
+    nccl_check(nccl().ncclGroupEnd(), "start an exchange", comm_);
   }
 
  private:
@@ -124,7 +125,7 @@ NcclComm::NcclComm(const Context& ctx, const std::string& id, int rank, int size
   ncclUniqueId unique;
   if (id.size() != sizeof unique.internal) throw std::logic_error("make_nccl_comm: an id has 128 bytes");
   std::memcpy(unique.internal, id.data(), sizeof unique.internal);
-  nccl_check(ncclCommInitRank(&comm_, size, unique, rank), "join the ranks");
+  nccl_check(nccl().ncclCommInitRank(&comm_, size, unique, rank), "join the ranks");
   // Blocks of an exchange go before those of the computation that wait for a place: others wait for them.
   int least = 0, greatest = 0;
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
@@ -134,12 +135,12 @@ NcclComm::NcclComm(const Context& ctx, const std::string& id, int rank, int size
 
 NcclComm::~NcclComm() {
   ncclResult_t state = ncclSuccess;
-  ncclCommGetAsyncError(comm_, &state);
+  nccl().ncclCommGetAsyncError(comm_, &state);
   // After a failure the other ranks may be gone: nothing may be waited for.
   if (state != ncclSuccess || std::uncaught_exceptions() > exceptions_)
-    ncclCommAbort(comm_);
+    nccl().ncclCommAbort(comm_);
   else
-    ncclCommDestroy(comm_);
+    nccl().ncclCommDestroy(comm_);
   cudaStreamDestroy(stream_);
 }
 
@@ -178,8 +179,8 @@ void NcclComm::enqueue(Collective exchange, std::span<const Part> parts) {
   Group group(comm_);
   if (exchange == Collective::sum)
     for (const auto& [t, owner] : parts)
-      nccl_check(ncclAllReduce(t.data, t.data, static_cast<size_t>(t.size()), nccl_type(t.dtype), ncclSum,
-                               comm_, stream_),
+      nccl_check(nccl().ncclAllReduce(t.data, t.data, static_cast<size_t>(t.size()), nccl_type(t.dtype),
+                                      ncclSum, comm_, stream_),
                  "sum", comm_);
   else
     for (const OwnerRun& run : find_runs(parts, size())) {
@@ -188,12 +189,14 @@ void NcclComm::enqueue(Collective exchange, std::span<const Part> parts) {
       char* mine = run.data + rank() * run.count * dtype_bytes(run.dtype);
       const bool one_each = run.owner == OwnerRun::kOneEach;
       if (exchange == Collective::reduce_scatter)
-        nccl_check(one_each ? ncclReduceScatter(run.data, mine, count, type, ncclSum, comm_, stream_)
-                            : ncclReduce(run.data, run.data, count, type, ncclSum, run.owner, comm_, stream_),
-                   "sum at the owners", comm_);
+        nccl_check(
+            one_each ? nccl().ncclReduceScatter(run.data, mine, count, type, ncclSum, comm_, stream_)
+                     : nccl().ncclReduce(run.data, run.data, count, type, ncclSum, run.owner, comm_, stream_),
+            "sum at the owners", comm_);
       else
-        nccl_check(one_each ? ncclAllGather(mine, run.data, count, type, comm_, stream_)
-                            : ncclBroadcast(run.data, run.data, count, type, run.owner, comm_, stream_),
+        nccl_check(one_each
+                       ? nccl().ncclAllGather(mine, run.data, count, type, comm_, stream_)
+                       : nccl().ncclBroadcast(run.data, run.data, count, type, run.owner, comm_, stream_),
                    "hand out what the owners have", comm_);
     }
   group.start();
@@ -242,7 +245,7 @@ void NcclComm::wait_on_host() {
     if (state == cudaSuccess) return;
     if (state != cudaErrorNotReady) CUDA_CHECK(state);
     ncclResult_t async = ncclSuccess;
-    nccl_check(ncclCommGetAsyncError(comm_, &async), "say how it is", comm_);
+    nccl_check(nccl().ncclCommGetAsyncError(comm_, &async), "say how it is", comm_);
     nccl_check(async, "go on", comm_);
     constexpr int kEagerLooks = 50;
     if (looks > kEagerLooks) std::this_thread::sleep_for(std::chrono::microseconds(20));
@@ -258,8 +261,8 @@ void NcclComm::sum(std::span<double> values) {
   for (size_t done = 0; done < values.size();) {
     const std::span<double> some = values.subspan(done, std::min<size_t>(values.size() - done, kNumbers));
     CUDA_CHECK(cudaMemcpyAsync(there, some.data(), some.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    nccl_check(ncclAllReduce(there, there, some.size(), ncclDouble, ncclSum, comm_, stream_), "sum numbers",
-               comm_);
+    nccl_check(nccl().ncclAllReduce(there, there, some.size(), ncclDouble, ncclSum, comm_, stream_),
+               "sum numbers", comm_);
     wait_on_host();
     CUDA_CHECK(cudaMemcpyAsync(some.data(), there, some.size_bytes(), cudaMemcpyDeviceToHost, stream_));
     CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -280,7 +283,7 @@ std::string nccl_device(const Context& ctx) {
 
 std::string nccl_unique_id() {
   ncclUniqueId id;
-  nccl_check(ncclGetUniqueId(&id), "begin a job");
+  nccl_check(nccl().ncclGetUniqueId(&id), "begin a job");
   return {id.internal, sizeof id.internal};
 }
 

@@ -110,8 +110,8 @@ void set_gemm_options(Context& ctx, const GemmOptions& options);
 /// ${XDG_CACHE_HOME:-$HOME/.cache}/anthology/gemm-<GPU>-<library>.json; empty when there is no such folder.
 std::string default_gemm_cache(Context& ctx);
 
-/// What this binary links.
+/// The library of this binary. RunError where cuBLASLt is not installed.
 std::unique_ptr<GemmLibrary> open_gemm_library(Device& device);
-/// In place of the one that this binary links; for tests.
+/// In place of that one; for tests.
 void use_gemm_library(Context& ctx, std::unique_ptr<GemmLibrary> library);
 }  // namespace gpu

@@ -1,17 +1,16 @@
-// Matrix products by cuBLASLt. The one file that includes a library of CUDA; the executor has gemm_host.cpp
-// in its place.
+// Matrix products by cuBLASLt. The one file that uses this library (cublaslt_library.h opens it); the
+// executor has gemm_host.cpp in its place.
 //
 // cuBLASLt is column-major: it sees our row-major matrix (rows, cols) as its transpose (cols, rows). So we
 // ask for d^T = op(b)^T op(a)^T: its A is our b, its B our a, its rows are our columns N. Its bias runs along
 // its rows, which is what we need; its "bias gradient of B" sums our a.
-#include <cublasLt.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <source_location>
 #include <stdexcept>
 
+#include "model/kernels/cublaslt_library.h"
 #include "model/kernels/cuda.h"
 #include "model/kernels/gemm.h"
 
@@ -29,8 +28,8 @@ std::string describe(const Gemm& g) {
 void lt_check(cublasStatus_t status, const char* call, const Gemm& g,
               std::source_location where = std::source_location::current()) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw std::runtime_error(std::string(call) + ": " + cublasLtGetStatusString(status) + ", " + describe(g) +
-                           ", " + where.file_name() + ":" + std::to_string(where.line()) +
+  throw std::runtime_error(std::string(call) + ": " + cublaslt().cublasLtGetStatusString(status) + ", " +
+                           describe(g) + ", " + where.file_name() + ":" + std::to_string(where.line()) +
                            ", set CUBLASLT_LOG_LEVEL=2 for cuBLASLt's own words");
 }
 
@@ -44,8 +43,9 @@ class Description {
   explicit Description(const Gemm& g) : gemm_(g), c_(g.beta != 0 ? g.c : g.d) {
     // CUBLAS_COMPUTE_32F: f32 sums, and no TF32 for products of f32. The second type is that of alpha, beta.
     const bool doubles = g.a.dtype == DType::f64;
-    lt_check(cublasLtMatmulDescInit(&op, doubles ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                                    doubles ? CUDA_R_64F : CUDA_R_32F),
+    lt_check(cublaslt().cublasLtMatmulDescInit_internal(&op, sizeof op,
+                                                        doubles ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                                                        doubles ? CUDA_R_64F : CUDA_R_32F),
              "cublasLtMatmulDescInit", gemm_);
     set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t{g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N});
     set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t{g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N});
@@ -64,7 +64,7 @@ class Description {
  private:
   template <typename Value>
   void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-    lt_check(cublasLtMatmulDescSetAttribute(&op, attribute, &value, sizeof(value)),
+    lt_check(cublaslt().cublasLtMatmulDescSetAttribute(&op, attribute, &value, sizeof(value)),
              "cublasLtMatmulDescSetAttribute", gemm_);
   }
 
@@ -94,15 +94,17 @@ class Description {
   }
 
   void layout(cublasLtMatrixLayout_t to, const GemmMatrix& m, int64_t rows, int64_t cols, int64_t batch) {
-    lt_check(cublasLtMatrixLayoutInit(to, type_of(m.dtype), static_cast<uint64_t>(cols),
-                                      static_cast<uint64_t>(rows), m.ld),
-             "cublasLtMatrixLayoutInit", gemm_);
+    lt_check(
+        cublaslt().cublasLtMatrixLayoutInit_internal(
+            to, sizeof *to, type_of(m.dtype), static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), m.ld),
+        "cublasLtMatrixLayoutInit", gemm_);
     if (batch == 1) return;
     const auto count = static_cast<int32_t>(batch);
-    lt_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)),
+    lt_check(cublaslt().cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                                         sizeof(count)),
              "cublasLtMatrixLayoutSetAttribute", gemm_);
-    lt_check(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m.stride,
-                                              sizeof(m.stride)),
+    lt_check(cublaslt().cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                         &m.stride, sizeof(m.stride)),
              "cublasLtMatrixLayoutSetAttribute", gemm_);
   }
 
@@ -113,9 +115,9 @@ class Description {
 class CublasLt final : public GemmLibrary {
  public:
   explicit CublasLt(gpu::Device& device) : device_(device) {
-    if (const cublasStatus_t status = cublasLtCreate(&handle_); status != CUBLAS_STATUS_SUCCESS)
-      throw std::runtime_error(std::string("cublasLtCreate: ") + cublasLtGetStatusString(status) + ", GPU " +
-                               std::to_string(device.index) +
+    if (const cublasStatus_t status = cublaslt().cublasLtCreate(&handle_); status != CUBLAS_STATUS_SUCCESS)
+      throw std::runtime_error(std::string("cublasLtCreate: ") + cublaslt().cublasLtGetStatusString(status) +
+                               ", GPU " + std::to_string(device.index) +
                                ", check that the driver and libcublasLt are of one CUDA version");
     workspace_ = gpu::allocate(device, kWorkspace, "the workspace of matrix products");
     CUDA_CHECK(cudaEventCreate(&begin_));
@@ -125,17 +127,18 @@ class CublasLt final : public GemmLibrary {
     gpu::release(device_, workspace_);  // waits for what uses it
     cudaEventDestroy(begin_);
     cudaEventDestroy(end_);
-    cublasLtDestroy(handle_);
+    cublaslt().cublasLtDestroy(handle_);
   }
 
-  std::string name() const override { return "cublasLt-" + std::to_string(cublasLtGetVersion()); }
+  std::string name() const override { return "cublasLt-" + std::to_string(cublaslt().cublasLtGetVersion()); }
 
   std::vector<GemmAlgorithm> algorithms(const Gemm& g, int most) override {
     Description product(g);
     cublasLtMatmulPreferenceOpaque_t preference;
-    lt_check(cublasLtMatmulPreferenceInit(&preference), "cublasLtMatmulPreferenceInit", g);
+    lt_check(cublaslt().cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference),
+             "cublasLtMatmulPreferenceInit", g);
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-      lt_check(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
+      lt_check(cublaslt().cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
                "cublasLtMatmulPreferenceSetAttribute", g);
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspace});
@@ -147,9 +150,9 @@ class CublasLt final : public GemmLibrary {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, gemm_alignment(g.d.data));
     std::array<cublasLtMatmulHeuristicResult_t, 32> results;  // no vector: nvcc 13 fails on a nameless type
     int found = 0;
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle_, &product.op, &product.a, &product.b, &product.c, &product.d,
-                                       &preference, std::min(most, 32), results.data(), &found);
+    const cublasStatus_t status = cublaslt().cublasLtMatmulAlgoGetHeuristic(
+        handle_, &product.op, &product.a, &product.b, &product.c, &product.d, &preference, std::min(most, 32),
+        results.data(), &found);
     // What an epilogue may ask of sizes and pointers is not all documented; without one we ask nothing odd.
     const bool plain = g.epilogue == GemmEpilogue::none && g.bias == nullptr;
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_INVALID_VALUE && !plain)) return {};
@@ -165,8 +168,8 @@ class CublasLt final : public GemmLibrary {
     Description product(g);
     const auto algo = std::bit_cast<cublasLtMatmulAlgo_t>(algorithm);
     cublasLtMatmulHeuristicResult_t result{};
-    return cublasLtMatmulAlgoCheck(handle_, &product.op, &product.a, &product.b, &product.c, &product.d,
-                                   &algo, &result) == CUBLAS_STATUS_SUCCESS &&
+    return cublaslt().cublasLtMatmulAlgoCheck(handle_, &product.op, &product.a, &product.b, &product.c,
+                                              &product.d, &algo, &result) == CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= kWorkspace;
   }
 
@@ -177,9 +180,9 @@ class CublasLt final : public GemmLibrary {
     const bool doubles = g.a.dtype == DType::f64;
     const void *scale = &alpha, *keep = &beta;
     if (doubles) scale = &g.alpha, keep = &g.beta;
-    lt_check(cublasLtMatmul(handle_, &product.op, scale, g.b.data, &product.a, g.a.data, &product.b, keep,
-                            product.c_data(), &product.c, g.d.data, &product.d, &algo, workspace_, kWorkspace,
-                            device_.stream),
+    lt_check(cublaslt().cublasLtMatmul(handle_, &product.op, scale, g.b.data, &product.a, g.a.data,
+                                       &product.b, keep, product.c_data(), &product.c, g.d.data, &product.d,
+                                       &algo, workspace_, kWorkspace, device_.stream),
              "cublasLtMatmul", g);
   }
 
