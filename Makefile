@@ -30,7 +30,8 @@ endif
 CUDA_HOME ?= $(abspath $(dir $(shell command -v $(NVCC)))..)
 NCCL     ?= $(if $(wildcard $(CUDA_HOME)/include/nccl.h),1)
 HAVE_MPI  := $(if $(filter 1,$(MPI)),1,0)
-HAVE_NCCL := $(if $(filter cuda,$(DEVICE)),$(if $(filter 1,$(NCCL)),1,0),0)
+# The executor has an NCCL of its own.
+HAVE_NCCL := $(if $(filter sim,$(DEVICE)),1,$(if $(filter cuda,$(DEVICE)),$(if $(filter 1,$(NCCL)),1,0),0))
 ifeq ($(HAVE_MPI),1)
 MPI_WORDS := $(shell mpicxx -show)
 MPI_FLAGS := -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX $(patsubst -I%,-isystem %,$(filter -I%,$(MPI_WORDS)))

@@ -1,4 +1,5 @@
-// Tests that run on several ranks over MPI when mpirun starts them; without it on one, over NCCL on a GPU.
+// Tests that run on several ranks over MPI when mpirun starts them, on GPUs over NCCL with RANKS_OVER_NCCL in
+// the environment; without mpirun on one, over NCCL on a GPU.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -24,6 +25,12 @@ class RankTest : public testing::Test {
       if (!launched && ctx_.where == Where::gpu) ctx_.comm = make_nccl_comm(ctx_, nccl_unique_id(), 0, 1);
     if (!launched) return;
     if constexpr (kHaveMpi) {
+      if constexpr (kHaveNccl)
+        if (ctx_.where == Where::gpu && over_nccl()) {
+          const std::string id = process()->gather(process()->rank() == 0 ? nccl_unique_id() : "").front();
+          ctx_.comm = make_nccl_comm(ctx_, id, process()->rank(), process()->size(), watch);
+          return;
+        }
       if (!watch)
         watch = [looks = 0]() mutable {
           if (++looks > 150) throw std::runtime_error("the other ranks do not answer");
@@ -34,10 +41,16 @@ class RankTest : public testing::Test {
     }
   }
   Comm& comm() const { return *ctx_.comm; }
+  /// The GPU of this rank: NCCL wants one for each, over MPI they share the first.
+  static int gpu_of_rank() {
+    const char* local = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    return over_nccl() && local != nullptr ? std::atoi(local) : 0;
+  }
 
   Context ctx_;
 
  private:
+  static bool over_nccl() { return std::getenv("RANKS_OVER_NCCL") != nullptr; }
   static std::shared_ptr<MpiProcess> process() {
     static const auto process = std::make_shared<MpiProcess>();  // ends with the program, in its main thread
     return process;

@@ -63,7 +63,7 @@ std::vector<char> sum_of(const Item& item, size_t index, const std::vector<int>&
 class Comms : public RankTest, public testing::WithParamInterface<Where> {
  protected:
   Comms() {
-    GetParam() == Where::cpu ? use_cpu(ctx_, 1) : use_gpu(ctx_, 0, DType::f32);
+    GetParam() == Where::cpu ? use_cpu(ctx_, 1) : use_gpu(ctx_, gpu_of_rank(), DType::f32);
     join(1 << 20);
   }
 

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace cuda_on_cpu {
@@ -32,7 +33,7 @@ When first_when() {
 
 /// All queues, in the order of their making, and when their work is done.
 struct Queues {
-  std::recursive_mutex mutex;  // work may not enqueue, but what it waits for is done inside of it
+  std::mutex mutex;
   std::vector<Queue*> all;
   When when = first_when();
 };
@@ -46,6 +47,25 @@ void do_task(const Task& task) {
   if (!task.marks) return;
   task.marks->time = std::chrono::steady_clock::now();
   task.marks->done = true;
+}
+
+void wait_for_others() {
+  std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
+enum class State { done, got_on, waiting };
+/// Calls go() -> State under the lock until it is done.
+template <typename Go>
+void persist(const Go& go) {
+  for (;;) {
+    State state;
+    {
+      const std::lock_guard lock(queues().mutex);
+      state = go();
+    }
+    if (state == State::done) return;
+    if (state == State::waiting) wait_for_others();
+  }
 }
 }  // namespace
 
@@ -66,8 +86,8 @@ Queue::Queue(bool blocking) : blocking_(blocking) {
 }
 
 Queue::~Queue() {
-  const std::lock_guard lock(queues().mutex);
   finish();
+  const std::lock_guard lock(queues().mutex);
   std::erase(queues().all, this);
 }
 
@@ -81,7 +101,10 @@ void Queue::stir() {
 }
 
 void Queue::add(Task task) {
-  if (eager()) return do_task(task);
+  if (eager()) {
+    while (task.ready && !task.ready()) wait_for_others();
+    return do_task(task);
+  }
   const std::lock_guard lock(queues().mutex);
   if (task.marks) task.marks->queue = this;
   tasks_.push_back(std::move(task));
@@ -89,20 +112,28 @@ void Queue::add(Task task) {
 }
 
 bool Queue::ready() const {
-  return !tasks_.empty() && (!tasks_.front().waits_for || tasks_.front().waits_for->done);
+  if (tasks_.empty()) return false;
+  const Task& task = tasks_.front();
+  return (!task.waits_for || task.waits_for->done) && (!task.ready || task.ready());
 }
 
-/// A record that is waited for was made by an earlier call, so it does not stand behind its own waiter.
-void Queue::step() {
-  if (tasks_.front().waits_for) cuda_on_cpu::finish(*tasks_.front().waits_for);
+/// Does the first task, or one of the queue that it waits for. False when it waits for other processes. A
+/// record that is waited for was made by an earlier call, so it does not stand behind its own waiter.
+bool Queue::step() {
+  const Task& first = tasks_.front();
+  if (first.waits_for && !first.waits_for->done) return first.waits_for->queue->step();
+  if (first.ready && !first.ready()) return false;
   const Task task = std::move(tasks_.front());
   tasks_.pop_front();
   do_task(task);
+  return true;
 }
 
 void Queue::finish() {
-  const std::lock_guard lock(queues().mutex);
-  while (!tasks_.empty()) step();
+  persist([&] {
+    if (tasks_.empty()) return State::done;
+    return step() ? State::got_on : State::waiting;
+  });
 }
 
 bool Queue::advance() {
@@ -112,20 +143,30 @@ bool Queue::advance() {
 }
 
 void finish(Record& record) {
-  const std::lock_guard lock(queues().mutex);
-  while (!record.done) record.queue->step();
+  persist([&] {
+    if (record.done) return State::done;
+    return record.queue->step() ? State::got_on : State::waiting;
+  });
 }
 
 bool advance(Record& record) {
   const std::lock_guard lock(queues().mutex);
-  if (!record.done) record.queue->advance();
+  if (!record.done) record.queue->step();
   return record.done;
 }
 
 void finish(Which which) {
-  const std::lock_guard lock(queues().mutex);
-  for (Queue* queue : std::vector(queues().all))
-    if (which == Which::all || queue->blocking()) queue->finish();
+  persist([&] {
+    State state = State::done;
+    for (Queue* queue : queues().all) {
+      if (queue->tasks_.empty() || (which == Which::blocking && !queue->blocking())) continue;
+      if (queue->step())
+        state = State::got_on;
+      else if (state == State::done)
+        state = State::waiting;
+    }
+    return state;
+  });
 }
 
 }  // namespace cuda_on_cpu

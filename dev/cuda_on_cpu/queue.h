@@ -9,8 +9,8 @@
 //
 // A record is one cudaEventRecord: a place in a queue. What waits for it begins when the queue has come so
 // far. Work on the legacy stream is done at once, behind that of all blocking streams; so nothing ever waits
-// for it. One lock guards all queues and is held while work is done: host threads take turns, but for eager
-// work, which needs none.
+// for it. One lock guards all queues and is held while work is done, not while other processes are waited
+// for: host threads take turns, but for eager work, which needs none.
 #pragma once
 
 #include <chrono>
@@ -29,6 +29,8 @@ namespace cuda_on_cpu {
 std::string set_streams(const std::string& when);
 
 using Work = std::function<void()>;
+/// Every queue, or the blocking ones.
+enum class Which { all, blocking };
 
 /// Enqueues what `call` does on a stream, or adds it to the graph that the stream is captured into. Kernels
 /// come this way, too: enqueue("launch", stream, [=] { run(...); }), with their arguments in the closure.
@@ -48,10 +50,11 @@ struct Record {
   std::chrono::steady_clock::time_point time = {};  // when it was
 };
 
-/// One thing after the other: waits, works, marks; each may be absent.
+/// One thing after the other: waits for a record, waits for others, works, marks; each may be absent.
 struct Task {
   Work work = {};
   std::shared_ptr<Record> waits_for = {}, marks = {};
+  std::function<bool()> ready = {};  // whether other processes have come so far; asked again and again
 };
 
 class Queue {
@@ -66,16 +69,18 @@ class Queue {
   void add(Task task);
   /// Does all that is enqueued, and what it waits for.
   void finish();
-  /// Does one task, and what it waits for. True when none is left: an answer for those who only ask, and
-  /// would otherwise ask for ever.
+  /// Does one task, here or in the queue that it waits for. True when none is left here: an answer for those
+  /// who only ask, and would otherwise ask for ever.
   bool advance();
   bool blocking() const { return blocking_; }
 
  private:
   friend void finish(Record& record);
+  friend bool advance(Record& record);
+  friend void finish(Which which);
   static void stir();
   bool ready() const;
-  void step();
+  bool step();
 
   const bool blocking_;
   std::deque<Task> tasks_;
@@ -85,8 +90,7 @@ class Queue {
 void finish(Record& record);
 /// One step towards it; whether it is done.
 bool advance(Record& record);
-/// Every queue, or the blocking ones.
-enum class Which { all, blocking };
+/// Goes on until these queues are empty.
 void finish(Which which);
 
 }  // namespace cuda_on_cpu

@@ -93,21 +93,37 @@ cudaError_t cudaGetLastError() {
 // --------------------------------------------------------------------------------------------------- device
 namespace {
 constexpr int kMultiprocessors = 4;
+thread_local int current_device = 0;
+
+int device_count() {
+  const char* wish = std::getenv("CUDA_ON_CPU_DEVICES");
+  return wish != nullptr ? std::atoi(wish) : 1;
+}
+bool is_device(int device) {
+  return device >= 0 && device < device_count();
+}
 }  // namespace
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
+  *count = device_count();
+  return report(*count > 0 ? cudaSuccess : cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device) {
-  return report(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  if (!is_device(device)) return report(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
+  if (!is_device(device) || bytes < 13) return report(cudaErrorInvalidValue);
+  std::snprintf(id, static_cast<size_t>(bytes), "0000:%02x:00.0", static_cast<unsigned>(device) & 0xff);
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return report(cudaErrorInvalidDevice);
+  if (!is_device(device)) return report(cudaErrorInvalidDevice);
   *properties = {};
   std::strcpy(properties->name, "CUDA on CPU");
   properties->totalGlobalMem = cuda_on_cpu::kDeviceBytes;
@@ -127,7 +143,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return report(cudaErrorInvalidDevice);
+  if (!is_device(device)) return report(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
       *value = 1024;
