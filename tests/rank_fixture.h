@@ -47,6 +47,11 @@ class RankTest : public testing::Test {
     return over_nccl() && local != nullptr ? std::atoi(local) : 0;
   }
 
+  /// Waits for all ranks, over MPI.
+  static void meet() {
+    if constexpr (kHaveMpi) process()->gather("");
+  }
+
   Context ctx_;
 
  private:

@@ -11,6 +11,7 @@
 #include "model/kernels/comm_exchange.h"
 #include "model/kernels/comm_mpi.h"
 #include "model/kernels/context.h"
+#include "model/kernels/readback.h"
 #include "random.h"
 #include "tests/rank_fixture.h"
 #include "world/world.h"
@@ -385,6 +386,36 @@ TEST_F(CommFailures, DISABLED_RanksThatDoNotDoTheSameAreTold) {
   } catch (const std::runtime_error& error) {
     EXPECT_TRUE(std::string(error.what()).find("rank") != std::string::npos) << error.what();
   }
+}
+
+// Over NCCL nothing but the stream stands in an exchange; the host, which reads a number behind it, must tell
+// a watch all the same.
+TEST_F(CommFailures, DISABLED_AGpuThatWaitsForAnotherDoesNotHang) {
+  if constexpr (!kHaveGpu) GTEST_SKIP() << "no GPU path in this build";
+  use_gpu(ctx_, gpu_of_rank(), DType::f32);
+  int looks = 0;
+  join(1 << 20, [&] {
+    if (++looks == 2) throw std::runtime_error("rank 1 hangs");
+  });
+  Tensor sum, number;
+  Arena arena("test");
+  arena.add(&sum, {1000});
+  arena.add(&number, DType::f64, {1});
+  arena.allocate(ctx_);
+  Readback readback(ctx_, 1);
+  comm().barrier();
+  if (comm().rank() == 1) return meet();  // without a part in the exchange
+  EXPECT_THROW(
+      {
+        std::shared_ptr<Comm> until_the_exception = std::make_shared<Comm>();
+        std::swap(until_the_exception, ctx_.comm);
+        until_the_exception->finish(until_the_exception->start_sum({&sum, 1}));
+        readback.fetch(number);
+        readback.wait(readback.mark());
+      },
+      std::runtime_error);
+  EXPECT_EQ(looks, 2);
+  meet();
 }
 
 // The way of the program, from the launcher's variables to a communicator.

@@ -32,6 +32,18 @@ for n in 1 2 3 4 8; do
   [ "$passed" -eq "$n" ] || failed "the contract on $n ranks: $passed of them passed"
 done
 
+# The same over NCCL, the executor's own in a build for it: each rank has a GPU of its own.
+over_nccl() { (export RANKS_OVER_NCCL=1 CUDA_ON_CPU_DEVICES=8; "$@"); }
+if [ "${build##*/}" = sim ]; then
+  for n in 2 3 4 8; do
+    over_nccl ranks "$n" 'On/Comms.*Gpu' || failed "the contract on $n ranks over NCCL: status $?"
+    passed=$(grep -c '\[  PASSED  \] [1-9]' "$log")
+    [ "$passed" -eq "$n" ] || failed "the contract on $n ranks over NCCL: $passed of them passed"
+  done
+  over_nccl ranks 2 'CommFailures.DISABLED_AGpuThatWaits*' --gtest_also_run_disabled_tests || failed "a wait in NCCL: status $?"
+  grep -q '\[  PASSED  \] 1 test' "$log" || failed 'a wait in NCCL'
+fi
+
 ranks 3 'Worlds.DISABLED_*' --gtest_also_run_disabled_tests || failed "ranks of mpirun that join: status $?"
 
 # Every rank that is left must see the failure and leave, and mpirun must end the one that hangs, and report it. These

@@ -5,7 +5,6 @@
 #include <deque>
 #include <exception>
 #include <map>
-#include <thread>
 
 #include "error.h"
 #include "model/kernels/comm_exchange.h"
@@ -97,7 +96,8 @@ class NcclComm final : public Comm {
  private:
   Ticket start(Collective exchange, std::span<const Part> parts);
   void enqueue(Collective exchange, std::span<const Part> parts);
-  void wait_on_host();
+  void look_after_others(bool in_sum);
+  bool waits_for_others(bool in_sum) const;
   bool captures() const;
 
   static constexpr int64_t kNumbers = 4096;  // of the host that are summed at a time
@@ -131,9 +131,11 @@ NcclComm::NcclComm(const Context& ctx, const std::string& id, int rank, int size
   CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
   gpu::synchronize(*device_);  // numbers_ is filled with zeros there
+  device_->while_waiting = [this] { look_after_others(/*in_sum=*/false); };
 }
 
 NcclComm::~NcclComm() {
+  device_->while_waiting = nullptr;
   ncclResult_t state = ncclSuccess;
   nccl().ncclCommGetAsyncError(comm_, &state);
   // After a failure the other ranks may be gone: nothing may be waited for.
@@ -237,22 +239,26 @@ CommCosts NcclComm::costs() const {
   return costs_;
 }
 
-/// Waits for the communicator's stream, for as long as all ranks live.
-void NcclComm::wait_on_host() {
-  auto last_poll = Clock::now();
-  for (int looks = 0;; ++looks) {
-    const cudaError_t state = cudaStreamQuery(stream_);
-    if (state == cudaSuccess) return;
-    if (state != cudaErrorNotReady) CUDA_CHECK(state);
-    ncclResult_t async = ncclSuccess;
-    nccl_check(nccl().ncclCommGetAsyncError(comm_, &async), "say how it is", comm_);
-    nccl_check(async, "go on", comm_);
-    constexpr int kEagerLooks = 50;
-    if (looks > kEagerLooks) std::this_thread::sleep_for(std::chrono::microseconds(20));
-    if (!poll_ || Clock::now() - last_poll < std::chrono::milliseconds(200)) continue;
-    last_poll = Clock::now();
-    poll_();
-  }
+/// While the host waits. A rank whose stream stands in an exchange waits for others, and says so by poll_();
+/// one that has not come there is at work, or hangs itself.
+void NcclComm::look_after_others(bool in_sum) {
+  ncclResult_t async = ncclSuccess;
+  nccl_check(nccl().ncclCommGetAsyncError(comm_, &async), "say how it is", comm_);
+  nccl_check(async, "go on", comm_);
+  if (poll_ && waits_for_others(in_sum)) poll_();
+}
+
+/// `in_sum`: behind all exchanges stands a sum of the host's numbers.
+bool NcclComm::waits_for_others(bool in_sum) const {
+  bool all_over = true, in_exchange = false;
+  const auto look_at = [&](const Moments& m) {
+    if (cudaEventQuery(m.end.event) == cudaSuccess) return;
+    all_over = false;
+    in_exchange = in_exchange || cudaEventQuery(m.begin.event) == cudaSuccess;
+  };
+  for (const auto& [ticket, moments] : under_way_) look_at(*moments);
+  for (const auto& moments : to_measure_) look_at(*moments);
+  return all_over ? in_sum : in_exchange;
 }
 
 void NcclComm::sum(std::span<double> values) {
@@ -263,7 +269,7 @@ void NcclComm::sum(std::span<double> values) {
     CUDA_CHECK(cudaMemcpyAsync(there, some.data(), some.size_bytes(), cudaMemcpyHostToDevice, stream_));
     nccl_check(nccl().ncclAllReduce(there, there, some.size(), ncclDouble, ncclSum, comm_, stream_),
                "sum numbers", comm_);
-    wait_on_host();
+    wait_until([&] { return cudaStreamQuery(stream_); }, [&] { look_after_others(/*in_sum=*/true); });
     CUDA_CHECK(cudaMemcpyAsync(some.data(), there, some.size_bytes(), cudaMemcpyDeviceToHost, stream_));
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     done += some.size();

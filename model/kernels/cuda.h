@@ -12,8 +12,11 @@
 // Dynamic shared memory: DYN_SHARED(float, tile) inside the kernel, .shared = bytes in the launch.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <source_location>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 
@@ -44,11 +47,34 @@ struct gpu::Device {
   int multiprocessors = 1;
   int compute_capability = 0;  // 90 for 9.0
   std::shared_ptr<void> gemm;  // plans of matrix products, see gemm.h
+  /// Called a few times a second while the host waits for an event: a communicator's, which looks after the
+  /// other ranks. What it throws ends the wait. Empty: nobody asks.
+  std::function<void()> while_waiting;
 
   explicit Device(int index);
   ~Device();
   Device(const Device&) = delete;
 };
+
+/// Waits on the host until query() is cudaSuccess, and calls between() a few times a second; either may
+/// throw.
+template <typename Query, typename Between>
+void wait_until(const Query& query, const Between& between) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kEagerLooks = 50;
+  constexpr auto kPause = std::chrono::microseconds(20);
+  constexpr auto kBetween = std::chrono::milliseconds(200);
+  auto last = Clock::now();
+  for (int looks = 0;; ++looks) {
+    const cudaError_t state = query();
+    if (state == cudaSuccess) return;
+    if (state != cudaErrorNotReady) CUDA_CHECK(state);
+    if (looks > kEagerLooks) std::this_thread::sleep_for(kPause);
+    if (Clock::now() - last < kBetween) continue;
+    between();
+    last = Clock::now();
+  }
+}
 
 struct Launch {
   dim3 grid, block;

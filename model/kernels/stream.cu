@@ -3,8 +3,11 @@
 #include "model/kernels/cuda.h"
 
 struct gpu::Event {
+  Device& device;
   cudaEvent_t event = nullptr;
-  Event() { CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)); }
+  explicit Event(Device& device) : device(device) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  }
   ~Event() { cudaEventDestroy(event); }
   Event(const Event&) = delete;
 };
@@ -30,8 +33,8 @@ struct Description {
 };
 }  // namespace
 
-std::shared_ptr<gpu::Event> gpu::make_event(Device&) {
-  return std::make_shared<Event>();
+std::shared_ptr<gpu::Event> gpu::make_event(Device& device) {
+  return std::make_shared<Event>(device);
 }
 
 void gpu::record(Device& device, Stream stream, Event& event) {
@@ -43,7 +46,10 @@ void gpu::wait(Device& device, Stream stream, Event& event) {
 }
 
 void gpu::wait_on_host(Event& event) {
-  CUDA_CHECK(cudaEventSynchronize(event.event));
+  if (event.device.while_waiting)
+    wait_until([&] { return cudaEventQuery(event.event); }, event.device.while_waiting);
+  else
+    CUDA_CHECK(cudaEventSynchronize(event.event));
 }
 
 void gpu::copy_in_async(Device& device, Stream stream, void* to, const void* from_pinned, int64_t bytes) {
