@@ -245,14 +245,6 @@ void Optimizer::copy_state(Copy to) {
   if (!list.empty()) smooth(ctx_, list);
 }
 
-/// Whether a sharpness makes directions before the ranks agree() on the clip factor. One process knows it at
-/// once.
-bool Optimizer::measures_first() const {
-  if (options_.sharpness == 0 || ctx_.comm->alone()) return false;
-  return options_.grad_clip == 0 ||
-         std::ranges::all_of(batches_, [](const Batch& b) { return b.rule->scale_free(b.group); });
-}
-
 bool Optimizer::needs_next_eta() const {
   return std::ranges::any_of(batches_, [](const Batch& b) { return b.rule->needs_next_eta(); });
 }
@@ -412,6 +404,7 @@ RankInfo Optimizer::most_of_a_rank(int ranks) const {
     most = {.pieces = std::max(most.pieces, rank.pieces),
             .parameters = std::max(most.parameters, rank.parameters),
             .state_bytes = std::max(most.state_bytes, rank.state_bytes),
+            .aside_bytes = std::max(most.aside_bytes, rank.aside_bytes),
             .work = std::max(most.work, rank.work)};
   return most;
 }

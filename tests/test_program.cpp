@@ -306,6 +306,9 @@ TEST_F(Program, InfoShowsAnySplit) {
   for (const char* part : {"0-7 by rows", "GFLOP", "15555072", "203.9", "1.000 of the mean work",
                            "MiB for each rank of", "optimizer state 78.2"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
+  const Result sharp =
+      run({"info", "--model", "gpt2", "--ranks", "8", "--sharpness", "4096", "--grad-clip", "0"});
+  EXPECT_NE(sharp.out.find("optimizer state 156.4"), std::string::npos) << sharp.out;  // and a copy of it
   expect_error({"info", "--ranks", "-1"}, 2, {"--ranks", "integer"});
 }
 
