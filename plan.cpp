@@ -25,7 +25,7 @@ std::vector<MemoryLine> memory_plan(const Gpt& model, const Gpt& real, const Opt
                                                        : real.parameters().master_bytes(ctx);
   plan.back().bytes = std::max(
       {plan.back().bytes, optimizer.scratch_bytes(), telemetry.scratch_bytes()});  // scratch is shared
-  plan.push_back({"optimizer state", asks ? most.state_bytes : optimizer.state_bytes()});
+  plan.push_back({"optimizer state", asks ? most.state_bytes + most.aside_bytes : optimizer.state_bytes()});
   if (telemetry.bytes() > 0) plan.push_back({"telemetry", telemetry.bytes()});
   return plan;
 }

@@ -46,7 +46,7 @@ void use_device(Context& ctx, const MachineOptions& options, World& world, std::
   int gpus = 0;
   if constexpr (kHaveGpu) gpus = gpu::count();
   use_gpu(ctx, gpus > 0 ? world.local_rank() % gpus : 0, options.dtype == "fp32" ? DType::f32 : DType::bf16);
-  ctx.threads = world.threads();  // for what stays on the host
+  ctx.threads = use_threads(world.threads());  // for what stays on the host
   if constexpr (kHaveGpu)
     if (gpus > 0) gpu::set_gemm_options(ctx, {.cache_file = gpu::default_gemm_cache(ctx)});
   world.join(ctx, std::move(poll));

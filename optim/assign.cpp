@@ -61,6 +61,11 @@ void check_step_sizes(Assignment& assignment, const OptimizerOptions& options) {
   }
   assignment.velocity = options.escape ? options.escape : common;
 }
+
+/// The group of the matrices, or of the vector, that the rule of a parameter sees in one process.
+Group whole_group_of(const Parameter& p) {
+  return group_of(p, p.is_matrix() ? p.shape[0] / p.matrices : 0);
+}
 }  // namespace
 
 Assignment assign_rules(const ParameterTable& table, const OptimizerOptions& options) {
@@ -90,6 +95,11 @@ Assignment assign_rules(const ParameterTable& table, const OptimizerOptions& opt
       throw UsageError(
           fmt::format("no tensor has that name, {}, see the names with train_gpt info", candidate.option));
   check_step_sizes(assignment, options);
+  assignment.measures_first =
+      options.sharpness > 0 &&
+      (options.grad_clip == 0 || std::ranges::all_of(assignment.rows, [](const AssignedRule& row) {
+         return row.rule->scale_free(whole_group_of(*row.parameter));
+       }));
   return assignment;
 }
 
@@ -103,7 +113,7 @@ Owners owners_of(const Assignment& assignment, int ranks) {
   std::vector<OwnedParameter> list;
   for (const AssignedRule& row : assignment.rows) {
     const Parameter& p = *row.parameter;
-    const Group group = group_of(p, p.is_matrix() ? p.shape[0] / p.matrices : 0);
+    const Group group = whole_group_of(p);
     const bool by_token = p.role == Role::embedding || p.role == Role::position || p.role == Role::head;
     list.push_back({.name = p.name,
                     .shape = p.shape,

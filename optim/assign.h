@@ -48,6 +48,9 @@ struct Assignment {
   std::vector<AssignedRule> rows;         // in the order of the table
   std::optional<EscapeOptions> velocity;  // of --escape, or of rules that escape by themselves
   bool measured;                          // OptimizerOptions::measured()
+  // Under a sharpness several ranks make directions before they agree() on the clip factor, with a copy of
+  // their state aside: agreement.h. One process knows the factor at once.
+  bool measures_first = false;
 };
 
 /// Throws UsageError for a bad rule, a missing role, a pattern without a tensor, a rule that needs matrices

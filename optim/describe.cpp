@@ -57,6 +57,7 @@ std::vector<RankInfo> describe_ranks(const Assignment& assignment, const Owners&
     ++info.pieces;
     info.parameters += piece.rows * (shape.size() / shape[0]);
     info.state_bytes += state_bytes_of(row, piece);
+    if (assignment.measures_first && owners.ranks() > 1) info.aside_bytes = info.state_bytes;
     info.work += piece.work;
   }
   return infos;

@@ -29,7 +29,8 @@ struct RankInfo {
   int pieces = 0;          // tensors, or parts of them
   int64_t parameters = 0;  // numbers
   int64_t state_bytes = 0;
-  double work = 0;  // FLOPs of its rules in one step
+  int64_t aside_bytes = 0;  // the copy of it that Assignment::measures_first takes
+  double work = 0;          // FLOPs of its rules in one step
 };
 std::vector<RankInfo> describe_ranks(const Assignment& assignment, const Owners& owners);
 /// A table with one line per rank, and the imbalance (Owners::imbalance()) below it.

@@ -7,6 +7,7 @@
 
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
+#include "optim/host_memory.h"
 #include "optim/svd.h"
 #include "optim/update.h"
 #include "random.h"
@@ -49,7 +50,7 @@ SingularBand bidiagonal_band(const std::vector<double>& alpha, const std::vector
     if (k + 1 < n) dense[k * n + k + 1] = beta[k];
   }
   Context host;
-  use_cpu(host, 1);
+  const OneThread alone;
   const auto side = static_cast<int64_t>(n);
   host.scratch.reserve(svd_scratch_bytes(host, side, side));
   singular_values(host, Tensor(dense.data(), Shape{side, side}), values);

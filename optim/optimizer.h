@@ -150,7 +150,7 @@ class Optimizer {
   void keep_anchors();
   enum class Copy : uint8_t { aside, back };
   void copy_state(Copy to);
-  bool measures_first() const;
+  bool measures_first() const { return assignment_.measures_first && !ctx_.comm->alone(); }
   bool needs_next_eta() const;
   Measured agree_late(const Measured& own);
   void settle(const Measured& all);

@@ -25,6 +25,16 @@ Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float scale) {
   return m;
 }
 
+Matrix64 normal(int64_t rows, int64_t cols, uint32_t seed) {
+  return as<double>(random_matrix(rows, cols, seed));
+}
+
+Matrix64 identity(int64_t n) {
+  Matrix64 m(n, n);
+  for (int64_t i = 0; i < n; ++i) m(i, i) = 1;
+  return m;
+}
+
 const nlohmann::json& optim_golden() {
   static const nlohmann::json numbers = [] {
     std::ifstream file("tests/data/optim_golden.json");

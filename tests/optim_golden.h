@@ -35,6 +35,9 @@ using Matrix = MatrixOf<float>;
 using Matrix64 = MatrixOf<double>;
 
 Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1);
+/// Standard normal numbers that f32 holds, so that both dtypes see the same.
+Matrix64 normal(int64_t rows, int64_t cols, uint32_t seed);
+Matrix64 identity(int64_t n);
 
 /// The same numbers in another type.
 template <typename T, typename From>

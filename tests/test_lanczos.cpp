@@ -2,6 +2,7 @@
 #include "optim/lanczos.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include "optim/svd.h"
 #include "tests/optim_golden.h"
@@ -95,4 +96,11 @@ TEST_P(Lanczos, SameBitsEveryTime) {
   const SingularBand a = band(m, 10), b = band(m, 10);
   EXPECT_EQ(a.low, b.low);
   EXPECT_EQ(a.high, b.high);
+}
+
+// Or what comes after it would have other bits than without it, and take longer.
+TEST_P(Lanczos, LeavesOpenMPItsThreads) {
+  const int threads = use_threads(2);
+  band(random_matrix(20, 30, 6));
+  EXPECT_EQ(omp_get_max_threads(), threads);
 }

@@ -68,6 +68,20 @@ TEST_F(Program, GradientAccumulationChangesNothing) {
     EXPECT_NEAR(small.at(key), loss, 1e-4) << key.first << " " << key.second;
 }
 
+TEST_F(Program, ALimitOfThreadsIsALimit) {
+  prepare();
+  const Words words = {"--device", "cpu", "--steps", "4", "--hidden", "muon", "--vector", "adam"};
+  Words one = words;
+  one.insert(one.end(), {"--threads", "1"});
+  ASSERT_EQ(run(train("one", one)).status, 0);
+  for (const char* limit : {"OMP_THREAD_LIMIT=1", "OMP_MAX_ACTIVE_LEVELS=0"}) {
+    const Result result = run(train(limit, words), {"timeout", "-s", "KILL", "60", "env", limit});
+    ASSERT_EQ(result.status, 0) << result.err;
+    EXPECT_NE(result.out.find("cpu, 1 thread,"), std::string::npos) << result.out;
+    EXPECT_EQ(losses(limit), losses("one")) << limit;
+  }
+}
+
 TEST_F(Program, ResumeEqualsTheUninterruptedRun) {
   prepare();
   ASSERT_EQ(run(train("whole", {"--shuffle"})).status, 0);
@@ -292,6 +306,9 @@ TEST_F(Program, InfoShowsAnySplit) {
   for (const char* part : {"0-7 by rows", "GFLOP", "15555072", "203.9", "1.000 of the mean work",
                            "MiB for each rank of", "optimizer state 78.2"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part << "\n" << result.out;
+  const Result sharp =
+      run({"info", "--model", "gpt2", "--ranks", "8", "--sharpness", "4096", "--grad-clip", "0"});
+  EXPECT_NE(sharp.out.find("optimizer state 156.4"), std::string::npos) << sharp.out;  // and a copy of it
   expect_error({"info", "--ranks", "-1"}, 2, {"--ranks", "integer"});
 }
 

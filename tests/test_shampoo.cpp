@@ -1,5 +1,5 @@
-// shampoo, oneside and soap on the CPU and on a GPU or in the executor, by the same bodies: expected numbers,
-// oracles in plain float64 loops, and what must hold whatever the numbers are.
+// shampoo and oneside on the CPU and on a GPU or in the executor, by the same bodies: expected numbers, an
+// oracle in plain float64 loops, and what must hold whatever the numbers are, of soap, too.
 #include <gtest/gtest.h>
 
 #include <fmt/format.h>
@@ -7,131 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
-#include "model/kernels/stream.h"
-#include "optim/pieces.h"
-#include "optim/svd.h"
-#include "tests/optim_fixture.h"
+#include "tests/shampoo_fixture.h"
 
 namespace {
-
-/// f32 and f64, with the tolerance for results that go through roots.
-template <typename T>
-struct Number {
-  using type = T;
-  static constexpr double tolerance = sizeof(T) == 8 ? 1e-9 : 1e-4;
-};
-template <typename Body>
-void in_both_dtypes(Body&& body) {
-  for (const UseDevice use : both_devices()) {
-    SCOPED_TRACE(use == on_cpu ? "cpu" : "gpu");
-    {
-      SCOPED_TRACE("f32");
-      body(Number<float>{}, use);
-    }
-    SCOPED_TRACE("f64");
-    body(Number<double>{}, use);
-  }
-}
-
-template <typename T>
-MatrixOf<T> cast(const Matrix64& m) {
-  MatrixOf<T> to(m.rows, m.cols);
-  for (size_t i = 0; i < m.data.size(); ++i) to.data[i] = static_cast<T>(m.data[i]);
-  return to;
-}
-/// Standard normal numbers that f32 holds, so that both dtypes see the same.
-Matrix64 normal(int64_t rows, int64_t cols, uint32_t seed) {
-  const Matrix m = random_matrix(rows, cols, seed);
-  Matrix64 to(rows, cols);
-  std::copy(m.data.begin(), m.data.end(), to.data.begin());
-  return to;
-}
-/// Of this rank, exactly, in either dtype: products of small integers.
-Matrix64 of_rank(int64_t rank, int64_t rows, int64_t cols, uint32_t seed) {
-  Matrix64 a = normal(rows, rank, seed), b = normal(rank, cols, seed + 1);
-  for (Matrix64* m : {&a, &b})
-    for (double& x : m->data) x = std::round(2 * x);
-  return product(a, b);
-}
-Matrix64 identity(int64_t n) {
-  Matrix64 m(n, n);
-  for (int64_t i = 0; i < n; ++i) m(i, i) = 1;
-  return m;
-}
-Matrix64 sum(double a, const Matrix64& x, double b, const Matrix64& y) {
-  Matrix64 z = x;
-  for (size_t i = 0; i < z.data.size(); ++i) z.data[i] = a * x.data[i] + b * y.data[i];
-  return z;
-}
-
-struct Eigen {
-  std::vector<double> values;  // ascending
-  Matrix64 vectors;            // column k belongs to value k
-};
-/// Jacobi's rotations.
-Eigen jacobi(Matrix64 a) {
-  const int64_t n = a.rows;
-  Matrix64 v = identity(n);
-  for (int sweep = 0; sweep < 60; ++sweep)
-    for (int64_t p = 0; p < n; ++p)
-      for (int64_t q = p + 1; q < n; ++q) {
-        if (a(p, q) == 0) continue;
-        const double angle = 0.5 * std::atan2(2 * a(p, q), a(q, q) - a(p, p)), c = std::cos(angle),
-                     s = std::sin(angle);
-        for (int64_t k = 0; k < n; ++k) {
-          const double x = a(k, p), y = a(k, q);
-          a(k, p) = c * x - s * y, a(k, q) = s * x + c * y;
-        }
-        for (int64_t k = 0; k < n; ++k) {
-          const double x = a(p, k), y = a(q, k);
-          a(p, k) = c * x - s * y, a(q, k) = s * x + c * y;
-        }
-        for (int64_t k = 0; k < n; ++k) {
-          const double x = v(k, p), y = v(k, q);
-          v(k, p) = c * x - s * y, v(k, q) = s * x + c * y;
-        }
-      }
-  std::vector<int64_t> order(static_cast<size_t>(n));
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::sort(order, [&](int64_t i, int64_t j) { return a(i, i) < a(j, j); });
-  Eigen sorted{.values = {}, .vectors = Matrix64(n, n)};
-  for (int64_t k = 0; k < n; ++k) {
-    const int64_t from = order[static_cast<size_t>(k)];
-    sorted.values.push_back(a(from, from));
-    for (int64_t i = 0; i < n; ++i) sorted.vectors(i, k) = v(i, from);
-  }
-  return sorted;
-}
-/// (A + eps I)^power
-Matrix64 power_of(const Matrix64& a, double power, double eps) {
-  const Eigen eigen = jacobi(a);
-  Matrix64 scaled_vectors = eigen.vectors;
-  for (int64_t i = 0; i < a.rows; ++i)
-    for (int64_t k = 0; k < a.rows; ++k)
-      scaled_vectors(i, k) *= std::pow(std::max(eigen.values[static_cast<size_t>(k)], 0.0) + eps, power);
-  return product(scaled_vectors, eigen.vectors.transposed());
-}
-/// Q of X = Q R by Gram and Schmidt, twice over.
-Matrix64 orthonormal(Matrix64 x) {
-  for (int64_t k = 0; k < x.cols; ++k) {
-    for (int pass = 0; pass < 2; ++pass)
-      for (int64_t j = 0; j < k; ++j) {
-        double along = 0;
-        for (int64_t i = 0; i < x.rows; ++i) along += x(i, j) * x(i, k);
-        for (int64_t i = 0; i < x.rows; ++i) x(i, k) -= along * x(i, j);
-      }
-    double square = 0;
-    for (int64_t i = 0; i < x.rows; ++i) square += x(i, k) * x(i, k);
-    for (int64_t i = 0; i < x.rows; ++i) x(i, k) /= std::sqrt(square);
-  }
-  return x;
-}
-double size_of(const Matrix64& m) {
-  return std::sqrt(inner(m, m));
-}
-
 /// Shampoo's formulas by themselves.
 struct ShampooOracle {
   double beta = 0.95, momentum = 0.9, exponent = -0.25, eps = 1e-6, graft_beta2 = 0.95, graft_eps = 1e-8;
@@ -164,71 +43,6 @@ struct ShampooOracle {
     return scaled(u, size_of(a) / size_of(u));
   }
 };
-
-/// SOAP's formulas by themselves: m is rotated anew at every step, bases are by Jacobi and Gram-Schmidt.
-struct SoapOracle {
-  double beta = 0.95, beta1 = 0.95, beta2 = 0.95, eps = 1e-8;
-  bool left = true, right = true;
-  int freq = 10, t = 0;
-  Matrix64 L = {}, R = {}, QL = {}, QR = {}, m = {}, v = {};
-
-  Matrix64 direction(const Matrix64& g) {
-    Matrix64 u(g.rows, g.cols);
-    if (t++ == 0) {
-      L = Matrix64(g.rows, g.rows), R = Matrix64(g.cols, g.cols), m = v = u;
-      QL = identity(g.rows), QR = identity(g.cols);
-    } else {
-      const auto rotated = [&](const Matrix64& x) { return product(product(QL.transposed(), x), QR); };
-      m = sum(beta1, m, 1 - beta1, g);
-      const Matrix64 x = rotated(g), mean = rotated(m);
-      for (size_t i = 0; i < u.data.size(); ++i) {
-        v.data[i] = beta2 * v.data[i] + (1 - beta2) * x.data[i] * x.data[i];
-        u.data[i] = mean.data[i] / (1 - std::pow(beta1, t - 1)) /
-                    (std::sqrt(v.data[i] / (1 - std::pow(beta2, t - 1))) + eps);
-      }
-      u = product(product(QL, u), QR.transposed());
-    }
-    L = sum(beta, L, 1 - beta, product(g, g.transposed()));
-    R = sum(beta, R, 1 - beta, product(g.transposed(), g));
-    if (t == 1 || (t - 1) % freq == 0) {
-      if (left) QL = t == 1 ? jacobi(L).vectors : orthonormal(product(L, QL));
-      if (right) QR = t == 1 ? jacobi(R).vectors : orthonormal(product(R, QR));
-    }
-    return u;
-  }
-};
-
-/// The directions of a rule on some gradients.
-template <typename T>
-std::vector<MatrixOf<T>> directions(const std::string& rule, const std::vector<Matrix64>& gradients,
-                                    UseDevice use, bool transposed = false) {
-  RuleDriverOf<T> driver(rule, {MatrixOf<T>(gradients[0].rows, gradients[0].cols)}, transposed, use);
-  std::vector<MatrixOf<T>> list;
-  for (const Matrix64& g : gradients) {
-    driver.step({cast<T>(g)});
-    list.push_back(driver.direction());
-  }
-  return list;
-}
-std::vector<Matrix64> normals(int count, int64_t rows, int64_t cols, uint32_t seed) {
-  std::vector<Matrix64> list;
-  for (int t = 0; t < count; ++t) list.push_back(normal(rows, cols, seed + static_cast<uint32_t>(t)));
-  return list;
-}
-template <typename T>
-void expect_same(const std::vector<MatrixOf<T>>& got, const std::vector<MatrixOf<T>>& want,
-                 double tolerance) {
-  ASSERT_EQ(got.size(), want.size());
-  for (size_t t = 0; t < want.size(); ++t) EXPECT_LT(deviation(got[t], want[t]), tolerance) << "step " << t;
-}
-template <typename T, typename Oracle>
-void expect_oracle(const std::string& rule, Oracle oracle, const std::vector<Matrix64>& gradients,
-                   UseDevice use, double tolerance) {
-  SCOPED_TRACE(rule);
-  std::vector<MatrixOf<T>> want;
-  for (const Matrix64& g : gradients) want.push_back(cast<T>(oracle.direction(g)));
-  expect_same(directions<T>(rule, gradients, use), want, tolerance);
-}
 }  // namespace
 
 TEST(Shampoo, ExpectedTrajectories) {
@@ -286,7 +100,7 @@ TEST(Shampoo, WithoutAccumulationItIsSpectral) {
     // A dual vector of l2-l2, whose dual norm is the nuclear norm.
     const double dual =
         RuleDriverOf<T>("shampoo:accumulate=none,momentum=0,graft=none", {MatrixOf<T>(4, 9)}, false, use)
-            .step({cast<T>(gradients[0])}, /*sharpness=*/2);
+            .step({as<T>(gradients[0])}, /*sharpness=*/2);
     double nuclear = 0;
     for (const double v : jacobi(product(gradients[0], gradients[0].transposed())).values)
       nuclear += std::sqrt(v);
@@ -296,8 +110,8 @@ TEST(Shampoo, WithoutAccumulationItIsSpectral) {
                                        {gradients[0], scaled(gradients[0], 4)}, use);
     const Matrix64 inverse =
         product(power_of(product(gradients[0], gradients[0].transposed()), -1, 0), gradients[0]);
-    EXPECT_LT(deviation(squared[0], cast<T>(inverse)), 10 * number.tolerance);
-    EXPECT_LT(deviation(squared[1], cast<T>(scaled(inverse, 0.25))), 10 * number.tolerance);
+    EXPECT_LT(deviation(squared[0], as<T>(inverse)), 10 * number.tolerance);
+    EXPECT_LT(deviation(squared[1], as<T>(scaled(inverse, 0.25))), 10 * number.tolerance);
   });
 }
 
@@ -344,7 +158,7 @@ TEST(Shampoo, PiecesAreMatrices) {
                 new Piece{i, j, rows, cols, RuleDriverOf<T>(rule, {MatrixOf<T>(rows, cols)}, false, use)}));
           }
         for (const Matrix64& g : gradients) {
-          whole.step({cast<T>(g)});
+          whole.step({as<T>(g)});
           MatrixOf<T> together(7, 10);
           for (const auto& piece : pieces) {
             MatrixOf<T> part(piece->rows, piece->cols);
@@ -410,7 +224,7 @@ TEST(Shampoo, SpecialGradients) {
               for (const T value : u.data) ASSERT_TRUE(std::isfinite(value));
             // Downhill, for soap only with an eps above rounding (rule_soap.cpp).
             const std::string eps = fmt::format("{}eps={:g}", has_keys ? "," : ":", 1e-5 * size);
-            EXPECT_GT(inner(cast<T>(g), rotates ? run(x, eps)[2] : list[2]), 0);
+            EXPECT_GT(inner(as<T>(g), rotates ? run(x, eps)[2] : list[2]), 0);
           }
         }
       for (const double bad : {double{NAN}, double{INFINITY}}) {
@@ -443,65 +257,6 @@ TEST(Shampoo, ManyBlocksInTheScratchThatIsPublished) {
     }
 }
 
-TEST(Soap, SameAsAnOracle) {
-  in_both_dtypes([](auto number, UseDevice use) {
-    using T = typename decltype(number)::type;
-    const double tolerance = 30 * number.tolerance;
-    const auto check = [&](const std::string& rule, const SoapOracle& oracle,
-                           const std::vector<Matrix64>& gradients) {
-      expect_oracle<T>(rule, oracle, gradients, use, tolerance);
-    };
-    // Square, or the smaller side alone: the first gradient decides the whole basis.
-    check("soap:freq=3", {.freq = 3}, normals(8, 5, 5, 70));
-    check("soap:freq=1,beta=0.7,beta1=0.5,beta2=0.8,eps=1e-3",
-          {.beta = 0.7, .beta1 = 0.5, .beta2 = 0.8, .eps = 1e-3, .freq = 1}, normals(5, 5, 5, 71));
-    check("soap:freq=2,sides=one", {.right = false, .freq = 2}, normals(5, 4, 9, 72));
-    check("soap:freq=2,max_side=4", {.left = false, .freq = 2}, normals(5, 9, 4, 73));
-    check("soap:beta1=0,beta2=0,sides=one", {.beta1 = 0, .beta2 = 0, .left = false}, normals(3, 6, 5, 74));
-  });
-}
-
-// Rotating the gradients rotates the directions; Adam's depend on the coordinates.
-TEST(Soap, KnowsNoCoordinates) {
-  for (const UseDevice use : both_devices()) {
-    const Matrix64 P = orthonormal(normal(6, 6, 1)), Q = orthonormal(normal(6, 6, 2));
-    const auto gradients = normals(5, 6, 6, 80);
-    std::vector<Matrix64> rotated;
-    for (const Matrix64& g : gradients) rotated.push_back(product(product(P, g), Q));
-    const auto both = [&](const std::string& rule) {
-      const Matrix64 want = product(product(P, directions<double>(rule, gradients, use)[4]), Q);
-      return deviation(directions<double>(rule, rotated, use)[4], want);
-    };
-    EXPECT_LT(both("soap:freq=2"), 1e-8);
-    EXPECT_LT(both("shampoo:graft=none"), 1e-8);
-    EXPECT_GT(both("adam"), 0.1);
-  }
-}
-
-// In a basis of unit vectors it is Adam, a step late.
-TEST(Soap, IsAdamOnDiagonalGradients) {
-  in_both_dtypes([](auto number, UseDevice use) {
-    using T = typename decltype(number)::type;
-    std::vector<Matrix64> gradients(6, Matrix64(5, 5));
-    for (size_t t = 0; t < gradients.size(); ++t)
-      for (int64_t i = 0; i < 5; ++i)
-        gradients[t](i, i) = normal(1, 5, 30 + static_cast<uint32_t>(t)).data[static_cast<size_t>(i)];
-    const std::vector<Matrix64> later(gradients.begin() + 1, gradients.end());
-    const auto want = directions<T>("adam:beta1=0.95,beta2=0.95,eps=1e-3", later, use);
-    for (const char* rule : {"soap:eps=1e-3,freq=1", "soap:eps=1e-3,freq=2", "soap:eps=1e-3,max_side=1"}) {
-      auto got = directions<T>(rule, gradients, use);
-      for (const T x : got[0].data) EXPECT_EQ(x, 0);
-      got.erase(got.begin());
-      expect_same(got, want, number.tolerance / 10);
-    }
-    const auto any = normals(4, 3, 6, 40);  // no side is rotated
-    auto got = directions<T>("soap:max_side=2", any, use);
-    got.erase(got.begin());
-    expect_same(got, directions<T>("adam:beta1=0.95,beta2=0.95", {any.begin() + 1, any.end()}, use),
-                number.tolerance / 10);
-  });
-}
-
 TEST(Shampoo, Messages) {
   EXPECT_NE(rule_message("shampoo:root=newton,exponent=-0.3").find("root=eigen"), std::string::npos);
   EXPECT_EQ(rule_message("shampoo:root=newton,exponent=-0.5,steps=20"), "");
@@ -513,40 +268,4 @@ TEST(Shampoo, Messages) {
   EXPECT_EQ(make_rule("--hidden", "oneside")->weight_decay(), 0.1);
   EXPECT_EQ(make_rule("--hidden", "oneside:wd=0")->weight_decay(), 0);
   EXPECT_EQ(make_rule("--hidden", "shampoo")->describe(), "l2-l2, smoothed by L and R");
-}
-
-TEST(Pieces, CoverTheMatrixOnce) {
-  in_both_dtypes([](auto number, UseDevice use) {
-    using T = typename decltype(number)::type;
-    Context ctx;
-    use(ctx);
-    for (const auto& [rows, cols, side] :
-         {std::tuple<int64_t, int64_t, int64_t>{7, 10, 3}, {8, 8, 4}, {1, 9, 4}, {5, 150, 130}, {3, 4, 0}}) {
-      const MatrixOf<T> x = cast<T>(normal(rows, cols, 5));
-      ThereOf<T> from(ctx, x), to(ctx, MatrixOf<T>(rows, cols)), parts(ctx, MatrixOf<T>(rows, cols));
-      int64_t covered = 0;
-      for (const PieceGrid& grid : pieces_of({rows, cols}, side)) {
-        EXPECT_TRUE(side == 0 || std::max(grid.rows, grid.cols) <= side);
-        const int64_t size = grid.count() * grid.rows * grid.cols;
-        const Tensor part =
-            parts.tensor().view({rows * cols}).slice(0, size).view({grid.count(), grid.rows, grid.cols});
-        cut_pieces(ctx, {.parts = part, .whole = from.tensor(), .grid = grid});
-        const MatrixOf<T> here = download<T>(ctx, part);
-        for (int64_t k = 0; k < size; ++k) {
-          const int64_t c = k % grid.cols, r = k / grid.cols % grid.rows, piece = k / (grid.rows * grid.cols);
-          EXPECT_EQ(here.data[static_cast<size_t>(k)],
-                    x(grid.row + piece / grid.J * grid.rows + r, grid.col + piece % grid.J * grid.cols + c));
-        }
-        paste_pieces(ctx, {.parts = part, .whole = to.tensor(), .grid = grid});
-        covered += size;
-      }
-      EXPECT_EQ(covered, rows * cols);
-      EXPECT_EQ(to.here().data, x.data);
-    }
-    ThereOf<T> small(ctx, MatrixOf<T>(2, 2));
-    EXPECT_THROW(
-        cut_pieces(
-            ctx, {.parts = small.batch(), .whole = small.tensor(), .grid = {.row = 1, .rows = 2, .cols = 2}}),
-        ShapeError);
-  });
 }

@@ -147,6 +147,30 @@ TEST(ShardedState, IsNoGraphWhereExchangesWait) {
   });
 }
 
+// With the copy of the state that a sharpness lays aside, where it does.
+TEST(ShardedState, APlanForRanksIsWhatARankTakes) {
+  const auto taken = [](const OptimizerOptions& options) {
+    int64_t most = 0, planned = 0;
+    for (int rank = -1; rank < 4; ++rank) {  // first one process that asks
+      Context ctx;
+      if (rank >= 0) ctx.comm = std::make_shared<OneOf>(rank, 4);
+      ParameterTable table(parse_model("gpt2"));  // nothing is allocated
+      const Optimizer optimizer(ctx, table, options);
+      const RankInfo info = optimizer.most_of_a_rank(4);
+      if (rank < 0) planned = info.state_bytes + info.aside_bytes;
+      if (rank >= 0) most = std::max(most, optimizer.state_bytes());
+    }
+    EXPECT_NEAR(static_cast<double>(planned) / static_cast<double>(most), 1, 1e-3);
+    return static_cast<double>(most);
+  };
+  OptimizerOptions options = everywhere("adam", "adam");
+  const double state = taken(options);
+  options.sharpness = 10;
+  EXPECT_NEAR(taken(options) / state, 2, 1e-3);
+  options.grad_clip = 1;
+  EXPECT_NEAR(taken(options) / state, 1, 1e-3);
+}
+
 TEST(ShardedState, DescribesAnySplit) {
   Context ctx;
   ParameterTable table(parse_model("gpt2"));

@@ -73,12 +73,23 @@ void* Scratch::take(int64_t bytes) {
   return block;
 }
 
+int use_threads(int wanted) {
+  omp_set_dynamic(0);  // a busy machine makes teams slower, not smaller
+  omp_set_num_threads(wanted);
+  if (wanted == 1) return 1;  // a team of one would end the others' threads
+  int team = 1;
+#pragma omp parallel
+#pragma omp master
+  team = omp_get_num_threads();
+  omp_set_num_threads(team);
+  return team;
+}
+
 void use_cpu(Context& ctx, int threads) {
   ctx.where = Where::cpu;
   ctx.dtype = DType::f32;
   ctx.device.reset();
-  ctx.threads = threads > 0 ? threads : omp_get_num_procs();
-  omp_set_num_threads(ctx.threads);  // oneDNN follows OpenMP's setting
+  ctx.threads = use_threads(threads > 0 ? threads : omp_get_num_procs());
 }
 
 void use_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] int index, [[maybe_unused]] DType dtype) {
@@ -86,7 +97,7 @@ void use_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] int index, [[maybe_
     ctx.device = gpu::open(index);
     ctx.where = Where::gpu;
     ctx.dtype = dtype;
-    ctx.threads = omp_get_num_procs();  // for what stays on the host: initial values, token order
+    ctx.threads = use_threads(omp_get_num_procs());
   } else {
     throw std::runtime_error("this program was built without CUDA, GPU, build with `make CUDA=1`");
   }

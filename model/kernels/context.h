@@ -150,10 +150,16 @@ struct Context {
   }
 };
 
-/// Makes `ctx` run on the CPU. `threads` 0 means all the cores that this process may use.
+/// How many threads OpenMP gives the calling thread where it asks for `wanted`: limits of the user or the
+/// machine (OMP_THREAD_LIMIT, OMP_MAX_ACTIVE_LEVELS) may allow fewer. From now on it gets that many, each
+/// time, also for oneDNN and LAPACK, which ask by themselves and, given fewer than they asked for, wait for
+/// ever or compute with what nobody has written.
+int use_threads(int wanted);
+/// Makes `ctx` run on the CPU. `threads` 0 means all the cores that this process may use; use_threads().
 void use_cpu(Context& ctx, int threads = 0);
-/// Makes `ctx` run on GPU `index` with activations in `dtype` (f32 or bf16). Throws std::runtime_error when
-/// this binary, machine or GPU cannot.
+/// Makes `ctx` run on GPU `index` with activations in `dtype` (f32 or bf16), and what stays on the host, as
+/// initial values and LAPACK, on all cores. Throws std::runtime_error when this binary, machine or GPU
+/// cannot.
 void use_gpu(Context& ctx, int index, DType dtype);
 
 /// A tensor within reach of host code: itself on the CPU, a host copy of it on a GPU.

@@ -141,8 +141,7 @@ bool multiply_block(const Product<T>& p, const Block& block) {
 
 template <typename T>
 void multiply(const Context& ctx, const Product<T>& p) {
-  if (omp_get_max_threads() != ctx.threads)
-    omp_set_num_threads(ctx.threads);  // oneDNN follows OpenMP's setting
+  if (omp_get_max_threads() != ctx.threads) use_threads(ctx.threads);  // oneDNN follows OpenMP's setting
   const Cut how = cut(p, ctx.threads);
   const int64_t blocks = p.batch * how.blocks;
   int failures = 0;
