@@ -393,6 +393,12 @@ TEST(Optimizer, BadAssignments) {
   options.rules[Role::head] = "nonsense";  // even a role that this model does not have
   EXPECT_NE(message(options).find("--head"), std::string::npos);
   EXPECT_THROW(recipe_options("moun"), UsageError);
+  for (const char* rule : {"prodigy", "adam:hyperball=1"}) {  // it is a pattern that gave the rule
+    options = recipe_options("muon");
+    options.overrides = {{"h.*.weight", rule}};
+    options.sharpness = 1;
+    EXPECT_NE(message(options).find(std::string("--set 'h.*.weight' ") + rule), std::string::npos) << rule;
+  }
 }
 
 TEST(Optimizer, EveryRecipeLowersALinearLoss) {  // <G, W> with fixed G falls at every step
