@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -47,6 +48,21 @@ TEST(Rules, NaNStaysVisible) {
     RuleDriver driver(entry.name, {Matrix(3, 4)});
     driver.step({g});
     EXPECT_TRUE(std::isnan(driver.direction()(1, 1))) << entry.name;
+  }
+}
+
+TEST(Rules, ScionMovesVectorsByTheirRms) {  // RMS->RMS of one column
+  SmallModel model(everywhere("scion", "scion:alpha=1,lr=0.5,radius=4"));
+  std::map<std::string, Matrix> before;
+  for (const Parameter& p : model.table) before[p.name] = download(model.ctx, p.value);
+  model.step(0);
+  for (const Parameter& p : model.table) {
+    if (p.is_matrix()) continue;
+    double squares = 0;
+    const Matrix after = download(model.ctx, p.value);
+    for (size_t i = 0; i < after.data.size(); ++i)
+      squares += std::pow(static_cast<double>(after.data[i]) - before[p.name].data[i], 2);
+    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(p.size())), 0.5 * 4, 1e-5) << p.name;
   }
 }
 
