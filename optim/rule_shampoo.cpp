@@ -21,7 +21,8 @@
 // eps is absolute, in units of G^2: where the eigenvalues of L and R are below it the roots are those of eps,
 // and u shrinks with G (grafting gives it its size back). 0 takes pseudo-inverses (root=eigen), which leave
 // out what is below 1e-6 of the largest eigenvalue (f32; inverse_root.h). For accumulate=none eps is relative
-// to ||M||_F^2. A G beyond 1e18 (f32) enters L and R at that size.
+// to ||M||_F^2. A G beyond 1e18 (f32) enters L and R at that size; one below 1e-22 has no squares, so that L
+// and R are zero and u, too, where eps is 0 (but for accumulate=none).
 //
 // root=eigen is exact and runs on the host, so that a GPU waits; root=newton is made of products: an exponent
 // -1/p, `steps` iterations. The roots are renewed at step 1 and every `freq` steps after it; in between they
