@@ -57,7 +57,9 @@ class Prodigy final : public Rule {
   }
 
   Norm norm() const override { return {NormKind::l1_linf}; }
-  std::string describe() const override { return beta1_ + beta2_ > 0 ? "l1-linf, smoothed" : "l1-linf"; }
+  std::string describe() const override {
+    return beta1_ + beta2_ > 0 ? "l1-linf, smoothed, lr x eta" : "l1-linf, lr x eta";
+  }
   std::optional<EscapeOptions> escapes() const override { return velocity_; }
   bool needs_next_eta() const override { return package_ && (eps_ > 0 || beta1_ == 0); }
   bool fuses() const override { return true; }

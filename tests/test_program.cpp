@@ -300,6 +300,7 @@ TEST_F(Program, InfoShowsWhereStepSizesComeFrom) {
   shows({}, {"each rule's lr", "linear:warmup=0"}, true);
   shows({"--sharpness", "123"}, {"dual norms / 123", " eta "}, false);  // no lr that nobody uses
   shows({"--escape", "1e-5"}, {"escape velocity, from 1e-05", " eta "}, false);
+  shows({"--vector", "prodigy"}, {"each rule's lr", "lr x eta"}, true);
 }
 
 TEST_F(Program, InfoShowsAnySplit) {
