@@ -68,8 +68,19 @@ void write_logits(const std::string& path, Gpt& model, std::vector<int32_t> row)
   write_text(path, json_text(json) + "\n", Existing::replace);
 }
 
-/// How every tensor is updated; among several ranks also by which, and what falls to each.
-void print_rules(const Optimizer& optimizer, const ParameterTable& parameters, int ranks) {
+/// Where step sizes come from.
+void print_steps(const OptimizerOptions& rules) {
+  std::string source = "each rule's lr";
+  if (rules.sharpness > 0)
+    source = fmt::format("one eta for all: dual norms / {:g} (Proposition 7)", rules.sharpness);
+  if (rules.escape)
+    source = fmt::format("one eta for all: the escape velocity, from {:g} on", rules.escape->first);
+  fmt::print("steps      {}, times the schedule {}\n", source, rules.schedule.str());
+}
+
+/// How every tensor is updated; among several ranks also by which, and what falls to each. `one_eta`: in the
+/// place of the rules' lr.
+void print_rules(const Optimizer& optimizer, const ParameterTable& parameters, int ranks, bool one_eta) {
   fmt::print("\n{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7} {:>6}  {}{}\n", "tensor", "role", "shape", "norm",
              "lr", "decay", "s", ranks > 1 ? fmt::format("{:<14}", "ranks") : "", "rule");
   for (const RowInfo& row : optimizer.describe(ranks)) {
@@ -80,9 +91,10 @@ void print_rules(const Optimizer& optimizer, const ParameterTable& parameters, i
             : p.shape.str();
     const std::string by = row.by == role_name(row.role) ? "" : fmt::format("  (--set {})", row.by);
     const std::string owners = ranks > 1 ? fmt::format("{:<14}", row.owners) : "";
-    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9g} {:>7g} {:>6.4g}  {}{}{}\n", row.parameter,
-               role_name(row.role), shape, row.norm, row.lr, row.weight_decay, row.sensitivity, owners,
-               row.rule, by);
+    const std::string lr = one_eta ? "eta" : fmt::format("{:g}", row.lr);
+    fmt::print("{:<28} {:<10} {:>14}  {:<29} {:>9} {:>7g} {:>6.4g}  {}{}{}\n", row.parameter,
+               role_name(row.role), shape, row.norm, lr, row.weight_decay, row.sensitivity, owners, row.rule,
+               by);
   }
   if (ranks > 1) fmt::print("\n{}", optimizer.describe_ranks(ranks));
 }
@@ -178,9 +190,11 @@ int run_info(const TrainOptions& given) {
   Gpt model(ctx, choose_model(options, tokenizer.get()), options.batch_size * options.seq_len,
             /*training=*/true, /*micro_batches=*/1,
             /*watch_logits=*/choose_qk_clip(options).on());
-  const Optimizer optimizer(ctx, model.parameters(), choose_optimizer(options, model.parameters()));
+  const OptimizerOptions rules = choose_optimizer(options, model.parameters());
+  const Optimizer optimizer(ctx, model.parameters(), rules);
   print_plan(options, model, optimizer, Telemetry(ctx, model.parameters(), optimizer, options.norms_every));
-  print_rules(optimizer, model.parameters(), options.ranks);
+  print_steps(rules);
+  print_rules(optimizer, model.parameters(), options.ranks, rules.measured());
   return 0;
 }
 

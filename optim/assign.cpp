@@ -43,20 +43,20 @@ void check_step_sizes(Assignment& assignment, const OptimizerOptions& options) {
     const std::optional<EscapeOptions> own = row.rule->escapes();
     row.needs_anchor = own || options.escape;
     if (row.rule->hyperball() && (options.sharpness > 0 || row.parameter->init == Init::zeros))
-      throw UsageError(fmt::format("hyperball needs {}, --{} {}, leave hyperball out",
+      throw UsageError(fmt::format("hyperball needs {}, {} {}, leave hyperball out",
                                    options.sharpness > 0
                                        ? "a step size that is known before the direction, so no --sharpness"
                                        : row.parameter->name + " to begin with other values than zero",
-                                   row.by, row.text));
+                                   row.option, row.text));
     if (!own) continue;
     if (options.measured())
-      throw UsageError(fmt::format("{} sets its own step size, --{} {}, leave --sharpness and --escape out",
-                                   row.text.substr(0, row.text.find(':')), row.by, row.text));
+      throw UsageError(fmt::format("{} sets its own step size, {} {}, leave --sharpness and --escape out",
+                                   row.text.substr(0, row.text.find(':')), row.option, row.text));
     if (common && *common != *own)
       throw UsageError(
-          fmt::format("all tensors share one escape velocity, --{} {}, give the same eta0, growth and "
+          fmt::format("all tensors share one escape velocity, {} {}, give the same eta0, growth and "
                       "coefficient everywhere",
-                      row.by, row.text));
+                      row.option, row.text));
     common = own;
   }
   assignment.velocity = options.escape ? options.escape : common;
@@ -88,6 +88,7 @@ Assignment assign_rules(const ParameterTable& table, const OptimizerOptions& opt
          .rule = chosen.rule,
          .text = chosen.text,
          .by = chosen.by,
+         .option = chosen.option,
          .sensitivity = chosen.rule->sensitivity() * sensitivities[assignment.rows.size()]});
   }
   for (const Named& candidate : by_name)

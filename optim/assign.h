@@ -39,6 +39,7 @@ struct AssignedRule {
   const Parameter* parameter;
   const Rule* rule;
   std::string text, by;       // of the rule, and what gave it: a role or a pattern
+  std::string option;         // the same as the user wrote it: "--hidden", "--set 'h.*'"
   double sensitivity;         // of the rule and of options.sensitivities
   bool needs_anchor = false;  // the weight before the first step, for an escape velocity
 };

@@ -2,16 +2,15 @@
 // start where the loss is linear (Story III of arXiv 2409.20325). Prodigy without moving averages is sign
 // descent with it (eqs. 28, 29); the same works under any modular norm (Proposition 7):
 //
-//   eta' = max(eta, sum_l <G_l, W_0l - W_l> / sum_l (||G_l||_l^dual / s_l))          dW_l = -(eta / s_l)
-//   dualize_l(G_l)
+//   eta' = max(eta, sum_l <G_l, W_0l - W_l> / sum_l (||G_l||_l^dual / s_l))
+//   dW_l = -(eta / s_l) dualize_l(G_l)
 //
 // The numerator is how far the whole way travelled, W_l - W_0l, still goes downhill; the denominator is the
 // largest that it could be for a way of unit length in the modular norm. So eta' never passes the way
-// travelled, max_l s_l
-// ||W_l - W_0l||_l (Hoelder), and on a convex loss never max(eta_0, max_l s_l ||W_0l - W_l*||_l), the
-// distance to a solution. On a linear loss with exact dual vectors the way travelled is eta_0 times the
-// Fibonacci numbers, so eta grows by the golden ratio a step. The first increase comes after the second
-// gradient. Never shrinks.
+// travelled, max_l s_l ||W_l - W_0l||_l (Hoelder), and on a convex loss never max(eta_0, max_l s_l ||W_0l -
+// W_l*||_l), the distance to a solution. On a linear loss with exact dual vectors the way travelled is eta_0
+// times the Fibonacci numbers, so eta grows by the golden ratio a step. The first increase comes after the
+// second gradient. Never shrinks.
 //
 // Where a rule smooths gradients, G_l is what it dualizes. After the schedule's multiplier.
 #pragma once

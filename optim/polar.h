@@ -10,8 +10,7 @@
 //
 // after a division by safety ||X||_F + eps. This applies p(x) = a x + b x^3 + c x^5 to every singular value
 // and leaves U and V alone. For clearly rectangular matrices the same polynomial runs on the small Gram
-// matrix
-// ("Gram Newton-Schulz"):
+// matrix ("Gram Newton-Schulz"):
 //
 //   R = X X^T, Q = I;   Z = a I + b R + c R^2,  Q <- Z Q,  R <- R Z^2;   at the end X <- Q X
 //

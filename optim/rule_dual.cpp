@@ -20,8 +20,9 @@ Norm read_norm(Keyed& keys, const char* fallback, bool (*family)(const Norm&), c
   const std::string name = keys.text("norm", fallback);
   const std::optional<Norm> norm = find_norm(name);
   if (!norm || (family != nullptr && !family(*norm)))
-    throw UsageError(fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(),
-                                 keys.name(), legal != nullptr ? legal : listed(norm_names())));
+    throw UsageError(
+        fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(), keys.name(),
+                    legal != nullptr ? legal : listed(norm_names()) + ", with p in [1, inf], as in l1-l1.5"));
   return *norm;
 }
 

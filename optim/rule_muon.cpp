@@ -7,8 +7,9 @@
 //   scale=none        1                               norm l2-l2
 //   scale=rms         sqrt(out / in)                  norm rms-rms
 //   scale=keller      sqrt(max(1, out / in))          norm spectral-keller
-//   scale=moonlight   0.2 sqrt(max(out, in))          norm spectral-moonlight: elements of u of about 0.2, as
-//   Adam's
+//   scale=moonlight   0.2 sqrt(max(out, in))          norm spectral-moonlight
+//
+// With moonlight's the elements of u are of about 0.2, as Adam's.
 //
 // muon defaults to momentum 0.95 with Nesterov, Keller's five steps and scale; spectral to no momentum, Polar
 // Express and scale none. K. Jordan, "Muon"; Liu et al., arXiv 2502.16982 (moonlight; PyTorch's

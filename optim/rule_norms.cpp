@@ -1,8 +1,10 @@
 // rownorm, colnorm and steepest: dual vectors of a norm that the user names.
 //
-//   colnorm   norm=l1-rms    u_j = sqrt(out) g_j / ||g_j||_2        every column has RMS 1
-//   rownorm   norm=rms-linf  u_i = g_i / (sqrt(in) ||g_i||_2)       every output has size 1 on inputs of RMS
-//   1 steepest  norm=ANY       u = dualize(g), any norm of norm.h
+// clang-format off
+//   colnorm   norm=l1-rms    u_j = sqrt(out) g_j / ||g_j||_2   every column has RMS 1
+//   rownorm   norm=rms-linf  u_i = g_i / (sqrt(in) ||g_i||_2)  every output is at most 1 on inputs of RMS 1
+//   steepest  norm=ANY       u = dualize(g), any norm of norm.h
+// clang-format on
 //
 // The norms of rows and columns are the operator norms into linf and out of l1 (Proposition 8). Rows and
 // columns are the paper's, of W (out, in): for an embedding, which is stored (vocabulary, channels), column j

@@ -23,6 +23,9 @@
 //
 // Tensors of sensitivity s_l count as ||s||_1 / s_l and move by 1 / s_l of the step.
 //
+// As for adam, g^2 ends at |g| = 1.8e19 in float32, where v is infinite, and is 0 below 1e-22; either way the
+// entry stays where it is unless eps decides.
+//
 // State is kept in units of eta0 (m / eta0, v / eta0^2, s / eta0^2, r / eta0^2), so that float32 reaches: eta
 // begins at 1e-6 and stands squared in v. Only ratios of these numbers count.
 #include <cmath>
@@ -54,7 +57,9 @@ class Prodigy final : public Rule {
   }
 
   Norm norm() const override { return {NormKind::l1_linf}; }
-  std::string describe() const override { return beta1_ + beta2_ > 0 ? "l1-linf, smoothed" : "l1-linf"; }
+  std::string describe() const override {
+    return beta1_ + beta2_ > 0 ? "l1-linf, smoothed, lr x eta" : "l1-linf, lr x eta";
+  }
   std::optional<EscapeOptions> escapes() const override { return velocity_; }
   bool needs_next_eta() const override { return package_ && (eps_ > 0 || beta1_ == 0); }
   bool fuses() const override { return true; }

@@ -8,8 +8,9 @@
 //   sides=both   u = (L + eps I)^exponent M (R + eps I)^exponent                   exponent -1/4
 //   sides=one    u = (L + eps I)^exponent M, or M (R + eps I)^exponent when there are fewer columns; -1/2
 //   graft        u <- u ||a||_F / ||u||_F; 0 / 0 = 0
-//     graft=adam   a = G / (sqrt(v / (1 - graft_beta2^t)) + graft_eps), v the mean of G^2
-//     graft=sgd    a = G
+//     graft=adam     a = G / (sqrt(v / (1 - graft_beta2^t)) + graft_eps), v the mean of G^2
+//     graft=adagrad  a = G / (sqrt(v) + graft_eps), v the sum of G^2
+//     graft=sgd      a = G
 //
 // Gupta, Koren & Singer, arXiv 1802.09568; equations 12-14 of arXiv 2409.20325, and 15-16: with
 // accumulate=none u is U V^T, the dual vector under l2-l2, also of a gradient of any size or rank, so that
@@ -20,7 +21,8 @@
 // eps is absolute, in units of G^2: where the eigenvalues of L and R are below it the roots are those of eps,
 // and u shrinks with G (grafting gives it its size back). 0 takes pseudo-inverses (root=eigen), which leave
 // out what is below 1e-6 of the largest eigenvalue (f32; inverse_root.h). For accumulate=none eps is relative
-// to ||M||_F^2. A G beyond 1e18 (f32) enters L and R at that size.
+// to ||M||_F^2. A G beyond 1e18 (f32) enters L and R at that size; one below 1e-22 has no squares, so that L
+// and R are zero and u, too, where eps is 0 (but for accumulate=none).
 //
 // root=eigen is exact and runs on the host, so that a GPU waits; root=newton is made of products: an exponent
 // -1/p, `steps` iterations. The roots are renewed at step 1 and every `freq` steps after it; in between they
@@ -55,7 +57,7 @@ namespace {
 constexpr const char* kAccumulate[] = {"ema", "sum", "none"};
 constexpr const char* kSidesNames[] = {"both", "one"};
 constexpr const char* kRoots[] = {"eigen", "newton"};
-constexpr const char* kGrafts[] = {"adam", "sgd", "none"};
+constexpr const char* kGrafts[] = {"adam", "adagrad", "sgd", "none"};
 
 /// Where shampoo and oneside differ.
 struct Defaults {
@@ -79,10 +81,8 @@ class Shampoo final : public Rule {
     block_ = keys.integer("block", 1024, 0, 1 << 20);
     read_root(keys);
     graft_ = keys.choice("graft", "adam", kGrafts);
-    if (graft_ == "adam") {
-      graft_beta2_ = keys.number("graft_beta2", defaults.graft_beta2, 0, 0.999999);
-      graft_eps_ = keys.number("graft_eps", 1e-8, 0, 1);
-    }
+    if (graft_ == "adam") graft_beta2_ = keys.number("graft_beta2", defaults.graft_beta2, 0, 0.999999);
+    if (by_moments()) graft_eps_ = keys.number("graft_eps", 1e-8, 0, 1);
   }
 
   Norm norm() const override { return {NormKind::l2_l2}; }
@@ -122,6 +122,9 @@ class Shampoo final : public Rule {
   /// Without accumulation the roots belong to a single gradient, whose smallest singular values a Gram matrix
   /// in float32 would lose: their squares. On the host anyway, it is float64 then.
   bool wide(DType dtype) const { return alone() && root_ == RootMethod::eigen && dtype == DType::f32; }
+  /// Grafting divides by the root of v, which is kept unless it is that of the newest gradient alone.
+  bool by_moments() const { return graft_ == "adam" || graft_ == "adagrad"; }
+  bool keeps_v() const { return graft_beta2_ > 0 || graft_ == "adagrad"; }
   bool keeps_roots() const { return !alone() && freq_ > 1; }
   bool has(Side side, const PieceGrid& grid) const {
     return both_ || (side == Side::left) == (grid.rows <= grid.cols);
@@ -178,7 +181,7 @@ int64_t Shampoo::largest_side(const PieceGrid& grid) const {
 
 std::vector<StateSpec> Shampoo::state_of_shape(const Shape& block) const {
   std::vector<StateSpec> specs = smoothing_.state(block);
-  if (graft_beta2_ > 0) specs.push_back({.name = "v", .shape = block});
+  if (keeps_v()) specs.push_back({.name = "v", .shape = block});
   if (alone()) return specs;
   const std::vector<PieceGrid> grids = pieces_of(block, block_);
   for (const char* suffix : {"", kRootSuffix}) {
@@ -311,23 +314,27 @@ Measured Shampoo::some_blocks(Context& ctx, Blocks blocks, const RuleStep& step)
 }
 
 void Shampoo::graft_directions(Context& ctx, Blocks blocks, const Tensor& to, const RuleStep& step) const {
+  // A sum of squares is t times their mean, whose newest part is 1 / t.
+  const double t = static_cast<double>(step.t);
+  const double beta2 = graft_ == "adagrad" ? 1 - 1 / t : graft_beta2_,
+               correction2 = graft_ == "adagrad" ? 1 / t : 1 - std::pow(beta2, t);
   std::vector<AdamDirection> adam;
   std::vector<Smooth> sgd;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const Tensor u = to[static_cast<int64_t>(i)], g = blocks[i].grad;
-    if (graft_ == "adam")
+    if (by_moments())
       adam.push_back({.u = u,
-                      .v = graft_beta2_ > 0 ? state_of(blocks[i], "v") : Tensor{},
+                      .v = keeps_v() ? state_of(blocks[i], "v") : Tensor{},
                       .g = g,
                       .beta1 = 0,
-                      .beta2 = graft_beta2_,
+                      .beta2 = beta2,
                       .eps = graft_eps_,
-                      .correction2 = 1 - std::pow(graft_beta2_, static_cast<double>(step.t)),
+                      .correction2 = correction2,
                       .scale = step.grad_scale});
     else
       sgd.push_back({.u = u, .g = g, .scale = step.grad_scale});
   }
-  if (graft_ == "adam")
+  if (by_moments())
     adam_direction(ctx, adam);
   else
     smooth(ctx, sgd);

@@ -25,6 +25,7 @@ std::vector<OptimizerOptions> exact_norms() {
   for (const char* rule : {"sign", "sgd:normalize=1", "spectral:ns=svd", "spectral:ns=svd,scale=rms",
                            "colnorm", "rownorm", "steepest:norm=l1-l1", "steepest:norm=linf-linf"})
     list.push_back(everywhere(rule, "sgd:normalize=1"));
+  list.push_back(everywhere("scion:alpha=1,ns=svd", "scion:alpha=1"));  // RMS->RMS, of vectors the RMS norm
   OptimizerOptions modular = everywhere("spectral:ns=svd,scale=rms", "sign");
   modular.rules[Role::embedding] = modular.rules[Role::position] = "colnorm";
   modular.overrides = {{"h.1.mlp.c_proj", "rownorm:s=3"}, {"h.0.attn.c_attn", "sgd:normalize=1"}};
@@ -141,22 +142,34 @@ TEST(Escape, ExpectedNumbers) {
 }
 
 // With exact dual vectors every tensor travels s_l ||W_l||_l = eta0 x 1, 2, 3, 5, 8 .. .
+void check_golden_ratio(const OptimizerOptions& options, UseDevice use) {
+  SCOPED_TRACE(options.rules.at(Role::hidden) + " " + options.rules.at(Role::embedding));
+  Probe probe(options, "1e-6", use);
+  double way = 0, expected = 1e-6, last = 0, before = 0;
+  for (int64_t t = 0; t < 20; ++t) {
+    before = last, last = probe.step(t, slope);
+    EXPECT_NEAR(last / expected, 1, 2e-5) << t;
+    expected = std::max(expected, way);  // the way before this step, which its gradient saw
+    way += last;
+    EXPECT_NEAR(probe.travelled() / way, 1, 2e-5) << t;
+  }
+  EXPECT_NEAR(last / before, (1 + std::sqrt(5)) / 2, 1e-4);
+}
+
 TEST(Escape, GoldenRatioOnALinearLossUnderAnyNorm) {
   for (const UseDevice use : devices())
-    for (const OptimizerOptions& options : exact_norms()) {
-      if (use != on_cpu && options.overrides.empty()) continue;  // there the modular norms, which have all
-      SCOPED_TRACE(options.rules.at(Role::hidden) + " " + options.rules.at(Role::embedding));
-      Probe probe(options, "1e-6", use);
-      double way = 0, expected = 1e-6, last = 0, before = 0;
-      for (int64_t t = 0; t < 20; ++t) {
-        before = last, last = probe.step(t, slope);
-        EXPECT_NEAR(last / expected, 1, 2e-5) << t;
-        expected = std::max(expected, way);  // the way before this step, which its gradient saw
-        way += last;
-        EXPECT_NEAR(probe.travelled() / way, 1, 2e-5) << t;
-      }
-      EXPECT_NEAR(last / before, (1 + std::sqrt(5)) / 2, 1e-4);
-    }
+    for (const OptimizerOptions& options : exact_norms())
+      if (use == on_cpu || !options.overrides.empty())  // elsewhere the modular norms, which have all
+        check_golden_ratio(options, use);
+}
+
+// The mean of gradients that do not change points where they do, and what is measured of it agrees with
+// itself.
+TEST(Escape, GoldenRatioOfSmoothedRules) {
+  for (const UseDevice use : devices())
+    for (const char* rule : {"signum", "lion", "adam:eps=0", "adam:eps=0,beta1=0",
+                             "sgd:normalize=1,momentum=0.9", "steepest:norm=l1-linf,momentum=0.9,nesterov=1"})
+      check_golden_ratio(everywhere(rule, rule), use);
 }
 
 // Never further than the solution, measured in the modular norm; and it does grow.

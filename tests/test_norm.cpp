@@ -340,6 +340,36 @@ TEST(Modular, ScalingTheSensitivities) {  // s -> c s: eta -> eta / c, dW -> dW 
   EXPECT_LT(deviation(y2, scaled(y, 2)), 1e-6);
 }
 
+// Proposition 7: no other change of the two tensors together has a lower
+// <G, dW> + (lambda / 2) max_l (s_l ||dW_l||_l)^2.
+TEST(Modular, SteepestDescentIsTheMinimum) {
+  CpuContext ctx;
+  const double lambda = 3, s[] = {2, 0.5};
+  const Norm kinds[] = {*find_norm("l1-rms"), *find_norm("rms-rms")};
+  const Matrix g[] = {random_matrix(5, 3, 71), random_matrix(2, 6, 72)};
+  const auto q = [&](const Matrix& x, const Matrix& y) {
+    const double size = std::max(s[0] * norm_of(ctx, kinds[0], x), s[1] * norm_of(ctx, kinds[1], y));
+    return inner(g[0], x) + inner(g[1], y) + lambda / 2 * size * size;
+  };
+  Matrix best[] = {g[0], g[1]};
+  const ModularTerm terms[] = {{best[0].tensor(), kinds[0], s[0], false},
+                               {best[1].tensor(), kinds[1], s[1], false}};
+  const double dual = modular_dual_norm(ctx, terms);
+  steepest_descent(ctx, terms, lambda);
+  const double lowest = q(best[0], best[1]);
+  EXPECT_NEAR(lowest / (-dual * dual / (2 * lambda)), 1, 1e-5);
+  uint32_t seed = 100;
+  for (const float size : {1e-3f, 1e-2f, 1e-1f, 1.0f, 10.0f})
+    for (int i = 0; i < 80; ++i) {
+      Matrix other[] = {best[0], best[1]};
+      for (Matrix& m : other) {
+        const Matrix change = random_matrix(m.rows, m.cols, seed++, size);
+        for (size_t k = 0; k < m.data.size(); ++k) m.data[k] += change.data[k];
+      }
+      EXPECT_GE(q(other[0], other[1]), lowest - 1e-5 * std::fabs(lowest)) << size;
+    }
+}
+
 // Proposition 6: for a linear map under square loss, lambda = in / out is a true sharpness in the spectral
 // norm, so the step -(out / in) tr(S) U V^T lowers the loss by at least out / (2 in) tr(S)^2, again and
 // again.

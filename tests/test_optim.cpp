@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -47,6 +48,21 @@ TEST(Rules, NaNStaysVisible) {
     RuleDriver driver(entry.name, {Matrix(3, 4)});
     driver.step({g});
     EXPECT_TRUE(std::isnan(driver.direction()(1, 1))) << entry.name;
+  }
+}
+
+TEST(Rules, ScionMovesVectorsByTheirRms) {  // RMS->RMS of one column
+  SmallModel model(everywhere("scion", "scion:alpha=1,lr=0.5,radius=4"));
+  std::map<std::string, Matrix> before;
+  for (const Parameter& p : model.table) before[p.name] = download(model.ctx, p.value);
+  model.step(0);
+  for (const Parameter& p : model.table) {
+    if (p.is_matrix()) continue;
+    double squares = 0;
+    const Matrix after = download(model.ctx, p.value);
+    for (size_t i = 0; i < after.data.size(); ++i)
+      squares += std::pow(static_cast<double>(after.data[i]) - before[p.name].data[i], 2);
+    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(p.size())), 0.5 * 4, 1e-5) << p.name;
   }
 }
 
@@ -166,6 +182,7 @@ TEST(Rules, Messages) {
   EXPECT_NE(rule_message("scion:constrained=1,wd=0.1"), "");
   EXPECT_NE(rule_message("scion:constrained=1,cautious=1"), "");
   EXPECT_NE(rule_message("scion:norm=l2-l3").find("rms-rms"), std::string::npos);
+  EXPECT_NE(rule_message("steepest:norm=l1-lp").find("with p in [1, inf], as in l1-l1.5"), std::string::npos);
   EXPECT_NE(rule_message("normuon:axis=columns").find("auto"), std::string::npos);
   EXPECT_EQ(rule_message("adam:lr=0.1,wd=0.1,cautious=1,s=2,eps=0"), "");
   for (const RuleEntry& entry : rule_table()) EXPECT_EQ(rule_message(entry.name), "");
@@ -392,6 +409,12 @@ TEST(Optimizer, BadAssignments) {
   options.rules[Role::head] = "nonsense";  // even a role that this model does not have
   EXPECT_NE(message(options).find("--head"), std::string::npos);
   EXPECT_THROW(recipe_options("moun"), UsageError);
+  for (const char* rule : {"prodigy", "adam:hyperball=1"}) {  // it is a pattern that gave the rule
+    options = recipe_options("muon");
+    options.overrides = {{"h.*.weight", rule}};
+    options.sharpness = 1;
+    EXPECT_NE(message(options).find(std::string("--set 'h.*.weight' ") + rule), std::string::npos) << rule;
+  }
 }
 
 TEST(Optimizer, EveryRecipeLowersALinearLoss) {  // <G, W> with fixed G falls at every step

@@ -300,6 +300,23 @@ TEST_F(Program, InfoShowsRolesRulesAndMemory) {
   EXPECT_EQ(result.out.find("GFLOP"), std::string::npos);  // alone there is nothing to split
 }
 
+TEST_F(Program, InfoShowsWhereStepSizesComeFrom) {
+  const Words info = {"info", "--model", "gpt2-nano", "--hidden", "muon:lr=0.0317", "--schedule", "linear"};
+  const auto shows = [&](const Words& more, const Words& parts, bool lr) {
+    Words words = info;
+    words.insert(words.end(), more.begin(), more.end());
+    std::string out = run(words).out;
+    for (size_t at; (at = out.find("muon:lr=0.0317")) != std::string::npos;)
+      out.erase(at, 14);  // the user's words
+    for (const std::string& part : parts) EXPECT_NE(out.find(part), std::string::npos) << part << "\n" << out;
+    EXPECT_EQ(out.find(" 0.0317 ") != std::string::npos, lr) << out;
+  };
+  shows({}, {"each rule's lr", "linear:warmup=0"}, true);
+  shows({"--sharpness", "123"}, {"dual norms / 123", " eta "}, false);  // no lr that nobody uses
+  shows({"--escape", "1e-5"}, {"escape velocity, from 1e-05", " eta "}, false);
+  shows({"--vector", "prodigy"}, {"each rule's lr", "lr x eta"}, true);
+}
+
 TEST_F(Program, InfoShowsAnySplit) {
   const Result result = run({"info", "--model", "gpt2", "--ranks", "8"});
   ASSERT_EQ(result.status, 0) << result.err;

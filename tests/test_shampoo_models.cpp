@@ -12,8 +12,8 @@ namespace {
 std::vector<OptimizerOptions> in_models() {
   std::vector<OptimizerOptions> list;
   for (const char* rule :
-       {"shampoo:freq=3,block=12", "shampoo:freq=2,root=newton", "shampoo:freq=1,accumulate=sum",
-        "shampoo:accumulate=none", "oneside", "soap:freq=2"})
+       {"shampoo:freq=3,block=12", "shampoo:freq=2,root=newton",
+        "shampoo:freq=1,accumulate=sum,graft=adagrad", "shampoo:accumulate=none", "oneside", "soap:freq=2"})
     list.push_back(everywhere(rule, "sgd:momentum=0.9"));
   return list;
 }
@@ -28,6 +28,27 @@ void copy_to(SmallModel& to, SmallModel& from) {
   }
 }
 }  // namespace
+
+// The direction is of the size of g / (sqrt(sum of g^2) + eps), whatever Shampoo makes of it.
+TEST(ShampooInModels, AdaGradGivesTheSize) {
+  for (const UseDevice use : both_devices()) {
+    RuleDriver driver("shampoo:freq=1,graft=adagrad,graft_eps=0.01", {random_matrix(5, 3, 1)},
+                      /*transposed=*/false, use);
+    std::vector<double> sums(15);
+    for (uint32_t t = 0; t < 6; ++t) {
+      const Matrix g = random_matrix(5, 3, 10 + t, t % 2 == 0 ? 1.0f : 0.1f);
+      double squares = 0;
+      for (size_t i = 0; i < sums.size(); ++i) {
+        const double x = g.data[i];
+        sums[i] += x * x;
+        squares += std::pow(x / (std::sqrt(sums[i]) + 0.01), 2);
+      }
+      driver.step({g});
+      const Matrix u = driver.direction();
+      EXPECT_NEAR(std::sqrt(inner(u, u) / squares), 1, 1e-5) << t;
+    }
+  }
+}
 
 TEST(ShampooInModels, ResumeIsBitwise) {
   for (const UseDevice use : both_devices())

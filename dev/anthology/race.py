@@ -7,6 +7,7 @@ from runs import mean_and_error
 from tuning import TRIED, tune
 
 ADAM = "adam:lr=0.003"
+UNTIED = {"model": "gpt2-nano:tied=0"}
 # The rules of hidden matrices, and a first guess of lr; what is not said is the rule's default.
 RULES = {
     "sgd, momentum": ("sgd:momentum=0.9", 0.1),
@@ -38,6 +39,15 @@ EMBEDDINGS = {
     "rownorm (RMS->linf)": ("rownorm:momentum=0.9", 0.5),
     "Frobenius": ("steepest:norm=frobenius,momentum=0.9", 0.3),
 }
+HEADS = {
+    "adam": ("adam", 0.003),
+    "sign": ("sign", 0.001),
+    "signum": ("signum", 0.001),
+    "colnorm (l1->RMS)": ("colnorm:momentum=0.9", 0.01),
+    "rownorm (RMS->linf)": ("rownorm:momentum=0.9", 0.5),
+    "muon (RMS->RMS)": ("muon:scale=rms", 0.02),
+    "Frobenius": ("steepest:norm=frobenius,momentum=0.9", 0.3),
+}
 VECTORS = {
     "adam": ("adam", 0.003),
     "sign": ("sign", 0.001),
@@ -50,8 +60,9 @@ decay), no weight decay but scion's own, no clipping. The rule holds the hidden 
 Every rule gets the same budget: {tried} trainings with one seed to find lr (tuning.py: a first guess, four times more
 and less, then twice as close), then {seeds} other seeds with the best. Losses are of 32768 bytes of validation text.
 Seconds are those of the processor, one thread, start and validation included."""
-ROLES = """**Which norm for the other roles?** Hidden matrices keep `muon:lr=0.02`; embedding (the tied head with it)
-and position get a rule and vectors stay with Adam, or the other way round. The same budget, King James Bible."""
+ROLES = """**Which norm for the other roles?** Hidden matrices keep `muon:lr=0.02`; one of the others gets a rule and the
+rest stays with `{adam}`: embedding (the tied head with it) and position, a head that is not tied (`tied=0`), or vectors. The
+same budget, King James Bible."""
 
 
 def main(lab, page, corpora):
@@ -62,6 +73,7 @@ def main(lab, page, corpora):
     races = {text: enter(lab, base | corpora[text], RULES, ["hidden"], seeds, f"race, {text}") for text in texts}
     base = base | corpora["bible"] | {"hidden": "muon:lr=0.02"}
     roles = {"embedding, head, position": enter(lab, base, EMBEDDINGS, ["embedding", "position"], seeds, "race, embeddings"),
+             "head, not tied": enter(lab, base | UNTIED, HEADS, ["head"], seeds, "race, heads"),
              "vectors": enter(lab, base, VECTORS, ["vector"], seeds, "race, vectors")}
 
     parts = [rules_table(races, texts)]
@@ -69,7 +81,7 @@ def main(lab, page, corpora):
         draw(page, races[text], text)
         parts += [picture(f"loss against tokens, {text}", f"race-{text}-tokens.png"),
                   picture(f"loss against seconds, {text}", f"race-{text}-seconds.png")]
-    parts += [ROLES] + [roles_table(role, entries) for role, entries in roles.items()]
+    parts += [ROLES.format(adam=ADAM)] + [roles_table(role, entries) for role, entries in roles.items()]
     every = {**{f"hidden, {text}": race for text, race in races.items()}, **roles}
     summary = {what: {name: {"lr": entry["lr"], "edge": entry["edge"], "loss": entry["loss"], "error": entry["error"]}
                       for name, entry in race.items()} for what, race in every.items()}
