@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "error.h"
+#include "tests/free_port.h"
 #include "world/rendezvous.h"
 #include "world/world.h"
 
@@ -120,18 +121,6 @@ TEST(World, LaunchersMustNotContradictEachOther) {
 }
 
 namespace {
-/// A port of this machine that nobody uses; 0, which no test can use, when there is none.
-int free_port() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  socklen_t length = sizeof address;
-  if (bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return 0;
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
-  close(fd);
-  return ntohs(address.sin_port);
-}
-
 /// A connection to a port of this machine once somebody listens there.
 int call(int port) {
   sockaddr_in address{};
