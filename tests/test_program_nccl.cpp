@@ -34,8 +34,13 @@ class ProgramOverNccl : public ProgramRanks {
 };
 }  // namespace
 
+// Late streams show who misses a wait for an exchange; random ones also an exchange that misses a wait for
+// what it sends.
 TEST_F(ProgramOverNccl, RanksTrainAsOneDoes) {
+  const char* const before = std::getenv("CUDA_ON_CPU_STREAMS");
+  const std::string streams = before != nullptr ? before : "eager";
   for (const char* dtype : {"fp32", "bf16"}) {
+    setenv("CUDA_ON_CPU_STREAMS", dtype == std::string("fp32") ? "random:1" : "late", 1);
     const std::string one = std::string("one-") + dtype, three = std::string("three-") + dtype;
     expect_success(run(small(one, {"--dtype", dtype})));
     const Result result = run(small(three, {"--dtype", dtype}), ranks(3));
@@ -43,6 +48,7 @@ TEST_F(ProgramOverNccl, RanksTrainAsOneDoes) {
     EXPECT_NE(result.out.find("3 ranks over NCCL"), std::string::npos) << result.out;
     expect_same_losses(one, three, dtype == std::string("fp32") ? 1e-6 : 1e-4);
   }
+  setenv("CUDA_ON_CPU_STREAMS", streams.c_str(), 1);
 }
 
 TEST_F(ProgramOverNccl, StepSizesOfTheWholeNetworkAndTelemetry) {

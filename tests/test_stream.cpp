@@ -97,6 +97,31 @@ TEST_P(Streams, AGraphDoesItsWorkOnceEachTimeWithNewArguments) {
   EXPECT_EQ(readback.wait(tickets.back())[0], 15.0);
 }
 
+// Work that comes and goes between steps: the old graph cannot be updated then, and may still be at work.
+TEST_P(Streams, AGraphOfAnotherShapeTakesItsPlace) {
+  Tensor x, sum;
+  Arena arena("test");
+  arena.add(&x, {1000});
+  arena.add(&sum, DType::f64, {1});
+  arena.allocate(ctx_);
+  OnHost ones(ctx_, x);
+  std::ranges::fill(ones->floats(), 1.0f);
+  ones.store();
+  StepGraph graph(ctx_);
+  Readback readback(ctx_, 1);
+  int64_t ticket = 0;
+  double want = 0;
+  for (const int times : {1, 1, 2, 2, 3, 1}) {
+    graph.run([&] {
+      for (int i = 0; i < times; ++i) mean(ctx_, {.out = sum, .x = x, .accumulate = true});
+      readback.fetch(sum);
+    });
+    ticket = readback.mark();
+    want += times;
+  }
+  EXPECT_EQ(readback.wait(ticket)[0], want);
+}
+
 TEST_P(Streams, AGraphWhoseBodyFailsLeavesTheStreamUsable) {
   StepGraph graph(ctx_);
   graph.run([] {});
