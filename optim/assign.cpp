@@ -29,7 +29,7 @@ Named& choose(const Parameter& p, std::map<Role, Named>& by_role, std::vector<Na
                                  option_of(p.role)));
   if (named->rule->matrices_only() && !p.is_matrix())
     throw UsageError(
-        fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign or signum",
+        fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign, signum, lion or scion",
                     named->text, p.name, named->option));
   return *named;
 }
