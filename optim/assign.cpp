@@ -28,9 +28,9 @@ Named& choose(const Parameter& p, std::map<Role, Named>& by_role, std::vector<Na
     throw UsageError(fmt::format("no rule for {}, {}, give one such as {} adam", p.name, option_of(p.role),
                                  option_of(p.role)));
   if (named->rule->matrices_only() && !p.is_matrix())
-    throw UsageError(
-        fmt::format("'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign, signum, lion or scion",
-                    named->text, p.name, named->option));
+    throw UsageError(fmt::format(
+        "'{}' needs matrices and {} is a vector, {}, choose adam, sgd, sign, signum, lion or scion",
+        named->text, p.name, named->option));
   return *named;
 }
 
