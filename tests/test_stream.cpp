@@ -21,6 +21,11 @@ class Streams : public testing::TestWithParam<Where> {
     const OnHost host(ctx_, tensor);
     return {host->i32(), host->i32() + host->size()};
   }
+  void fill_with_ones(const Tensor& tensor) {
+    OnHost host(ctx_, tensor);
+    std::ranges::fill(host->floats(), 1.0f);
+    host.store();
+  }
   Context ctx_;
 };
 INSTANTIATE_TEST_SUITE_P(On, Streams,
@@ -76,9 +81,7 @@ TEST_P(Streams, AGraphDoesItsWorkOnceEachTimeWithNewArguments) {
   arena.add(&y, {1000});
   arena.add(&sum, DType::f64, {1});
   arena.allocate(ctx_);
-  OnHost ones(ctx_, x);
-  std::ranges::fill(ones->floats(), 1.0f);
-  ones.store();
+  fill_with_ones(x);
   StepGraph graph(ctx_);
   Readback readback(ctx_, 1);
   std::vector<int64_t> tickets;
@@ -104,9 +107,7 @@ TEST_P(Streams, AGraphOfAnotherShapeTakesItsPlace) {
   arena.add(&x, {1000});
   arena.add(&sum, DType::f64, {1});
   arena.allocate(ctx_);
-  OnHost ones(ctx_, x);
-  std::ranges::fill(ones->floats(), 1.0f);
-  ones.store();
+  fill_with_ones(x);
   StepGraph graph(ctx_);
   Readback readback(ctx_, 1);
   int64_t ticket = 0;

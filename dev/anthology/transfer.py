@@ -1,7 +1,8 @@
 """Does the best step size stay where it is when the model grows?"""
 import math
 
-from page import number, panels, picture, table
+from page import number, panels, picture, table, with_error
+from runs import mean_and_error
 from tuning import best, try_octaves, valley
 
 # What the multiplier m multiplies: the step sizes of all roles at once, their ratios kept.
@@ -15,10 +16,11 @@ RECIPES = {
 }
 WHAT = """The loss after {steps} steps of 8 x 64 bytes of the King James Bible against the step size, for widths (2
 layers, 16 channels a head) and depths (64 channels). m multiplies the step sizes of all roles. Six of them a factor 2
-apart, and up to two more where the best would lie at the edge; the best is the lowest point of a parabola through the
-best three. One seed, so a shift of less than about a third of an octave is noise. `modular, masses` also divides the
-steps by sensitivities from masses (`--sensitivity masses`) and starts at 8 times the steps, which are then of about
-the same size."""
+apart, and up to two more where the best would lie at the edge; around the best of them three, and again up to two more,
+with each of {more} other seeds. The best of a seed is the lowest point of a parabola through its best three; the tables
+have means and standard errors over the seeds, of shifts within each seed. `modular, masses` also divides the steps by
+sensitivities from masses (`--sensitivity masses`) and starts at 8 times the steps, which are then of about the same
+size."""
 
 
 def small(rule, lr):
@@ -31,7 +33,7 @@ def modular(m):
 
 
 def main(lab, page, corpora):
-    steps, octaves = (3, range(-1, 2)) if lab.quick else (120, range(-3, 3))
+    steps, octaves, more = (3, range(-1, 2), 0) if lab.quick else (120, range(-3, 3), 2)
     widths = [(2, width) for width in ((32, 64) if lab.quick else (32, 64, 128))]
     depths = [(depth, 64) for depth in ((2, 4) if lab.quick else (2, 4, 8))]
     base = lab.base | corpora["bible"] | {"steps": steps, "batch-size": lab.base["batch-size"] // 2,
@@ -39,18 +41,23 @@ def main(lab, page, corpora):
     cases = {(name, size): (options(base, recipe, size), 1) for name, recipe in RECIPES.items()
              for size in sorted(set(widths + depths))}
     found = sweep(lab, cases, octaves)
+    others = other_seeds(lab, cases, found, more)
     names = [name for name in RECIPES if all((name, size) in found for size in widths + depths)]
     parts, summary = [], {}
     for what, sizes, values in (("width", widths, [w for _, w in widths]), ("depth", depths, [d for d, _ in depths])):
         rows = []
         for name in names:
             tried = [found[name, size] for size in sizes]
-            low = [valley(each) for each in tried]
-            edge = ["*" if best(each) in (min(each), max(each)) else "" for each in tried]
-            rows.append([name] + [f"{x:.1f}{star}" for x, star in zip(low, edge)] +
-                        [f"{low[-1] - low[0]:+.1f}", number(price(tried[0], tried[-1]), 2)] +
-                        [number(min(run.loss for run in each.values()), 4) for each in tried])
-            summary[f"{what}, {name}"] = {"best": low, "loss": [min(run.loss for run in each.values()) for each in tried]}
+            seeds = [[each] + others[name, size] for each, size in zip(tried, sizes)]  # of each size
+            lows = [[valley(one) for one in each] for each in seeds]
+            edge = ["*" if any(best(one) in (min(one), max(one)) for one in each) else "" for each in seeds]
+            best_at = [mean_and_error(low) for low in lows]
+            shift, shift_error = mean_and_error([last - first for first, last in zip(lows[0], lows[-1])])
+            loss = [mean_and_error([min(run.loss for run in one.values()) for one in each]) for each in seeds]
+            rows.append([name] + [with_error(*at, digits=1) + star for at, star in zip(best_at, edge)] +
+                        [("+" if shift >= 0 else "") + with_error(shift, shift_error, digits=1),
+                         number(price(tried[0], tried[-1]), 2)] + [with_error(*each) for each in loss])
+            summary[f"{what}, {name}"] = {"best": lows, "shift": [shift, shift_error], "loss": [mean for mean, _ in loss]}
         head = ([what] + [f"best at {x}" for x in values] + ["shift, octaves", "price of keeping"] +
                 [f"loss at {x}" for x in values])
         parts.append(table(head, rows))
@@ -59,9 +66,10 @@ def main(lab, page, corpora):
                settings="set xlabel 'log2 of the multiplier'\nset ylabel 'validation loss'\nset key top center")
         parts.append(picture(f"loss against step size, by {what}", f"transfer-{what}.png"))
     note = ("The best step sizes as log2 of m. Price of keeping: how much higher the loss of the largest model is with the best "
-            "step size of the smallest than with its own (nearest of those tried).")
-    page.section("transfer", "Does the step size transfer?", WHAT.format(steps=steps), [note] + parts, summary,
-                 [run for tried in found.values() for run in tried.values()])
+            "step size of the smallest than with its own (nearest of those tried, first seed; the pictures are of that seed, too).")
+    page.section("transfer", "Does the step size transfer?", WHAT.format(steps=steps, more=more), [note] + parts, summary,
+                 [run for tried in [*found.values(), *(one for each in others.values() for one in each)]
+                  for run in tried.values()])
 
 
 def options(base, recipe, size):
@@ -77,13 +85,30 @@ def sweep(lab, cases, octaves):
     for case in [case for case in cases if any(run.failed.startswith("refused") for run in found[case].values())]:
         lab.skip(f"transfer, {case[0]}", next(run.failed for run in found[case].values() if run.failed))
         found.pop(case)
+    extend(lab, cases, found, "transfer, beyond the edge")
+    return found
+
+
+def extend(lab, cases, found, what):
+    """One step size more where the best is at the edge, twice."""
     for _ in range(0 if lab.quick else 2):
         beyond = {}
         for case, tried in found.items():
             edges = {min(tried): min(tried) - 1, max(tried): max(tried) + 1}
             beyond[case] = [edges[best(tried)]] if best(tried) in edges else []
-        try_octaves(lab, cases, found, beyond, "transfer, beyond the edge")
-    return found
+        try_octaves(lab, cases, found, beyond, what)
+
+
+def other_seeds(lab, cases, found, count):
+    """{case: [{octave: Result} of each other seed]}: around the first seed's best."""
+    def with_seed(options, seed):
+        return lambda m: options(m) | {"seed": seed}
+    seeded = {(case, seed): (with_seed(cases[case][0], seed), 1) for case in found for seed in range(11, 11 + count)}
+    tried = {key: {} for key in seeded}
+    around = {(case, seed): range(best(found[case]) - 1, best(found[case]) + 2) for case, seed in seeded}
+    try_octaves(lab, seeded, tried, around, "transfer, other seeds")
+    extend(lab, seeded, tried, "transfer, other seeds, beyond the edge")
+    return {case: [tried[case, seed] for seed in range(11, 11 + count)] for case in found}
 
 
 def price(small_model, large):

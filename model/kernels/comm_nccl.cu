@@ -9,6 +9,7 @@
 #include "error.h"
 #include "model/kernels/comm_exchange.h"
 #include "model/kernels/cuda.h"
+#include "model/kernels/host_wait.h"
 #include "model/kernels/nccl_library.h"
 
 namespace {

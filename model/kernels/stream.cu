@@ -1,6 +1,7 @@
 #include "model/kernels/stream.h"
 
 #include "model/kernels/cuda.h"
+#include "model/kernels/host_wait.h"
 
 struct gpu::Event {
   Device& device;
