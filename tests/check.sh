@@ -78,7 +78,10 @@ check 'tests under address and undefined-behaviour sanitizers' env CUDA_ON_CPU_S
   --gtest_filter="-Program*:$repeats:$long_runs"
 # That the two devices agree is shown without sanitizers; resuming takes the same path here. MPI's own leaks would be found.
 check 'the program under sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \
-  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*:ProgramRanks*'
+  TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" tests/gtest.sh build/asan/tests/all --gtest_filter='Program*-*Kill*:ProgramOnGpu.TrainsAs*:ProgramRanks*:ProgramOverNccl*'
+check 'ranks over NCCL under sanitizers' env ASAN_OPTIONS=detect_leaks=0 CUDA_ON_CPU_STREAMS=random:1 CUDA_ON_CPU_THREADS=1 \
+  TRAIN_GPT="$PWD/build/asan/train_gpt" TRAIN_GPT_GPU="$PWD/build/asan/train_gpt" \
+  build/asan/tests/all --gtest_filter='ProgramOverNccl.RanksThatMpi*'
 check 'build for the race check' racecheck_build
 check 'races in the CUDA halves' env CUDA_ON_CPU_STREAMS=random:2 OMP_NUM_THREADS=1 ORDERS=1 TSAN_OPTIONS=atexit_sleep_ms=0 tests/gtest.sh build/tsan/tests/all \
   --gtest_filter="$races-$too_large"
