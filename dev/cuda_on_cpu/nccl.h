@@ -2,10 +2,11 @@
 // belongs to one of them (CUDA_ON_CPU_DEVICES). Declarations and values agree with NVIDIA's.
 //
 // An exchange is work of its stream that is ready when all ranks have come to it. Ranks meet in a folder of
-// files, one for each rank and exchange: what the rank brings. Sums are added in the order of the ranks, in
-// float32 for bf16. Ranks whose exchanges differ are told so on standard error, and ncclCommGetAsyncError
-// says ncclInvalidUsage; on GPUs they would hang. After ncclCommAbort on one rank the others' is
-// ncclRemoteError, and their exchanges never become ready until they abort, too.
+// files, one for each rank and exchange: what the rank brings. The last to leave removes the folder; a job
+// with a killed rank leaves it behind, in the system's temporary folder. Sums are added in the order of the
+// ranks, in float32 for bf16. Ranks whose exchanges differ are told so on standard error, and
+// ncclCommGetAsyncError says ncclInvalidUsage; on GPUs they would hang. After ncclCommAbort on one rank the
+// others' is ncclRemoteError, and their exchanges never become ready until they abort, too.
 #pragma once
 
 #include <cstddef>
