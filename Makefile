@@ -48,6 +48,7 @@ TEST_SOURCES ?= $(filter-out $(if $(filter cpu,$(DEVICE)),tests/test_gpu_%),$(wi
 TESTS_FROM   ?= $(BUILD)
 # What several tests share, and the table of cases with their oracles, which the harness times, too.
 TEST_SHARED  ?= $(filter-out tests/test_% tests/fuzz_%,$(wildcard tests/*.cpp))
+ORACLES      := $(addprefix tests/,op_cases.cpp op_run.cpp attention_oracle.cpp optim_golden.cpp)
 CUDA_SOURCES := $(wildcard model/kernels/*.cu optim/*.cu)
 present = $(filter-out $(ABSENT),$(1))
 objects = $(patsubst %,$(BUILD)/%.o,$(basename $(filter-out %.cu,$(present)))) $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(present)))
@@ -158,8 +159,10 @@ train_gpt: $(BUILD)/train_gpt
 $(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(call objects,$(LIB_SOURCES))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-# The program comes first: of an inline function that both have, the linker takes the program's, with its sanitizers.
-$(BUILD)/tests/all: $(call objects,$(LIB_SOURCES) $(filter %.cu,$(TEST_SOURCES))) \
+# The program comes first: of an inline function that several have, the linker takes the program's, with its sanitizers, then
+# that of the oracles, which are optimised.
+$(BUILD)/tests/all: $(call objects,$(LIB_SOURCES)) $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(ORACLES))) \
+    $(call objects,$(filter %.cu,$(TEST_SOURCES))) \
     $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(filter %.cpp,$(TEST_SOURCES) $(TEST_SHARED))))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lgtest -lgtest_main -lpthread -o $@
 
@@ -179,7 +182,6 @@ $(BUILD)/harness: $(call objects,$(HARNESS_SOURCES)) $(call objects,$(LIB_SOURCE
 # The arithmetic is worth the compiler's time, and the oracles are loops, too; the rest is not.
 $(BUILD)/model/kernels/%.o $(BUILD)/optim/%.o: private OPT := $(subst -O2,-O3,$(OPT))
 $(BUILD)/tests/%.o $(BUILD)/precompiled_tests%.gch: private OPT := $(filter-out -O%,$(OPT)) $(TEST_OPT)
-ORACLES := $(addprefix tests/,op_cases.cpp op_run.cpp attention_oracle.cpp optim_golden.cpp)
 $(call objects,$(ORACLES)): private OPT := $(OPT)
 
 # What most files include, parsed once. Two of each: nlohmann/json makes the compiler instantiate its parser in every file,

@@ -93,7 +93,6 @@ int train(const TrainOptions& given, World& world, Watch& watch, const Interrupt
   watch.agree(job_facts(options));
   const auto lock = hold_folder(options.out, comm);
   const std::optional<std::string> resume_from = checkpoint_to_resume(options, comm);
-  const MachineRates rates = measure_rates(ctx);
 
   const std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(options.train);
   const ModelConfig config = choose_model(options, tokenizer.get());
@@ -112,6 +111,7 @@ int train(const TrainOptions& given, World& world, Watch& watch, const Interrupt
   Telemetry telemetry(ctx, model.parameters(), optimizer, options.norms_every);
   if (first) print_plan(options, model, optimizer, telemetry);
   expect_memory(options, model, optimizer, telemetry);
+  const MachineRates rates = measure_rates(ctx);
   model.allocate();
   optimizer.allocate();
   exchange.allocate();

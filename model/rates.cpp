@@ -10,7 +10,9 @@
 
 namespace {
 constexpr double kLongEnough = 1e-3;  // seconds of one run that a clock and a launch do not blur
-constexpr int kRuns = 6;              // the first ones find cold caches and a sleeping clock
+
+/// How often each is run: the first finds cold caches, and on a GPU the first few a sleeping clock.
+int runs_of(const Context& ctx) { return ctx.device ? 6 : 3; }
 
 template <typename Body>
 double seconds_of(Context& ctx, Body&& body) {
@@ -42,7 +44,7 @@ int64_t first_side(const Context& ctx) {
       const int64_t side = per_multiprocessor * gpu::info(*ctx.device).multiprocessors;
       return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(side)));
     }
-  return 1024;
+  return 768;
 }
 
 double product_rate(Context& ctx, int64_t size) {
@@ -51,7 +53,7 @@ double product_rate(Context& ctx, int64_t size) {
   for (Tensor* t : {&a, &b, &c}) arena.add(t, ctx.dtype, {size, size});
   arena.allocate(ctx);
   double seconds = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < kRuns; ++run)
+  for (int run = 0; run < runs_of(ctx); ++run)
     seconds = std::min(seconds,
                        seconds_of(ctx, [&] { matmul(ctx, {.c = c, .a = a, .b = b, .transpose_b = true}); }));
   const double rate = 2.0 * static_cast<double>(size * size * size) / seconds;
@@ -63,7 +65,7 @@ MemoryRates memory_rates(Context& ctx, int64_t block_bytes) {
   MemoryRates best{.bytes = 0, .reads = 0};
   {
     MemoryPasses passes(ctx, block_bytes);
-    for (int run = 0; run < kRuns; ++run) {
+    for (int run = 0; run < runs_of(ctx); ++run) {
       const MemoryRates rates = passes.measure();
       best.bytes = std::max(best.bytes, rates.bytes);
       best.reads = std::max(best.reads, rates.reads);

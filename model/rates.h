@@ -49,7 +49,7 @@ class MemoryPasses {
 
 /// Products grow until one takes long enough to be timed; so does a GPU's pass over memory. A CPU's passes
 /// are over two blocks of so many bytes: the default takes little time and memory at the start of a run, and
-/// caches hold a part of it; benchmarks take kMoreThanCaches. The best of a few. Takes about 0.1 s, and
+/// caches hold a part of it; benchmarks take kMoreThanCaches. The best of a few. Takes less than 0.1 s, and
 /// memory for a moment.
 inline constexpr int64_t kMoreThanCaches = int64_t{128} << 20;
 MachineRates measure_rates(Context& ctx, int64_t block_bytes = int64_t{16} << 20);
