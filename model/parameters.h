@@ -112,5 +112,5 @@ class ParameterTable {
   Context* ctx_ = nullptr;
   Arena values_{"parameters"};
   Arena compute_{"parameters in bf16"};
-  Arena grads_{"gradients"};
+  Arena grads_{"gradients", 4};  // beside the values in a step, and elsewhere in its page
 };

@@ -182,7 +182,7 @@ void dualize_tile(T* to, Tile<T>& tile, double q, double factor) {
 template <typename Body>
 void for_rows(const Context& ctx, const LineLayout& at, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kEntryGrain / std::max<int64_t>(1, at.length));
-  parallel_for(ctx, at.matrices * at.lines, grain, [&](int64_t begin, int64_t end, int) {
+  deal_out(ctx, at.matrices * at.lines, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) body(row);
   });
 }
@@ -193,7 +193,7 @@ template <typename T, typename Body>
 void for_tiles(const Context& ctx, const T* x, const LineLayout& at, const Body& body) {
   const int64_t tiles = (at.lines + kTile - 1) / kTile;
   const int64_t grain = std::max<int64_t>(1, kEntryGrain / kTile / std::max<int64_t>(1, at.length));
-  parallel_for(ctx, at.matrices * tiles, grain, [&](int64_t begin, int64_t end, int) {
+  deal_out(ctx, at.matrices * tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t matrix = i / tiles, col = i % tiles * kTile;
       const int64_t offset = matrix * at.length * at.lines + col;

@@ -92,15 +92,19 @@ void Optimizer::plan_state() {
   }
 }
 
-/// In banks, as the parameters are: one state of all matrices of a batch, then the next.
+/// In banks, as the parameters are: one state of all matrices of a batch, then the next. A bank begins
+/// neither where that of the weights does in its page nor where those of the gradients and of the other
+/// states do.
 void Optimizer::plan_memory() {
   for (size_t b = 0; b < batches_.size(); ++b) {
     std::vector<Shard*> own;
     size_t states = 0;
     for (Shard& shard : shards_)
       if (shard.batch == b && mine(shard.piece)) own.push_back(&shard), states = shard.state.size();
-    for (size_t k = 0; k < states; ++k)
+    for (size_t k = 0; k < states; ++k) {
+      arena_.move_to(static_cast<int64_t>(8 + 4 * k));
       for (Shard* shard : own) arena_.add(&shard->state[k], shard->state[k].shape);
+    }
     for (Shard* shard : own) {
       if (row_of(*shard).needs_anchor) arena_.add(&shard->anchor, shard->anchor.shape);
       if (!measures_first()) continue;

@@ -25,7 +25,7 @@ void for_each_row(Context& ctx, const Pieces& args, Copy&& copy) {
   const int64_t size = dtype_bytes(args.whole.dtype), width = args.whole.shape[1];
   auto* parts = static_cast<std::byte*>(args.parts.data);
   auto* whole = static_cast<std::byte*>(args.whole.data);
-  parallel_for(ctx, g.count() * g.rows, 16, [&](int64_t begin, int64_t end, int) {
+  deal_out(ctx, g.count() * g.rows, 16, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t piece = k / g.rows, r = k % g.rows;
       const int64_t row = g.row + piece / g.J * g.rows + r, col = g.col + piece % g.J * g.cols;

@@ -37,7 +37,7 @@ void unit_rows(Context& ctx, const UnitLines& a) {
   const int64_t rows = a.g.rows(), cols = a.g.cols();
   const T* g = reals_of<T>(a.g);
   const cpu::Mover<T> mover(a.u, a.into);
-  parallel_for(ctx, rows, std::max<int64_t>(1, kEntryGrain / cols), [&](int64_t begin, int64_t end, int) {
+  deal_out(ctx, rows, std::max<int64_t>(1, kEntryGrain / cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* row = g + r * cols;
       const double squares = cpu::sum_of_products(row, row, cols);
@@ -53,8 +53,8 @@ void unit_long_rows(Context& ctx, const UnitLines& a) {
   const cpu::Mover<T> mover(a.u, a.into);
   for (int64_t r = 0; r < a.g.rows(); ++r) {
     const OfRow<T> row{g, to_length<T>(cpu::sum_of_squares(ctx, a.g.slice(r, 1)), a.factor)};
-    parallel_for(ctx, cols, kEntryGrain,
-                 [&](int64_t begin, int64_t end, int) { mover.go(r * cols + begin, r * cols + end, row); });
+    deal_out(ctx, cols, kEntryGrain,
+             [&](int64_t begin, int64_t end) { mover.go(r * cols + begin, r * cols + end, row); });
   }
 }
 
@@ -64,7 +64,7 @@ void scale_columns(Context& ctx, const UnitLines& a, const T* lifts, const T* sc
   const T* g = reals_of<T>(a.g);
   const cpu::Mover<T> mover(a.u, a.into);
   const int64_t grain = std::max<int64_t>(1, kEntryGrain / cols);
-  parallel_for(ctx, a.g.rows(), grain, [&](int64_t begin, int64_t end, int) {
+  deal_out(ctx, a.g.rows(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       mover.go(r * cols, (r + 1) * cols, OfColumns<kLifts, T>{g, lifts, scales, r * cols});
   });

@@ -1,11 +1,13 @@
 #include "optim/update.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <vector>
 
 #include "optim/move.h"
 
-// Memory-bound. Each thread goes once through its elements (move.h).
+// Memory-bound. Threads go once through the elements (move.h), range by range as they come free.
 
 namespace cpu {
 namespace {
@@ -70,75 +72,96 @@ struct Given {
   T operator()(int64_t i) const { return u[i]; }
 };
 
-/// Goes through all n elements of a direction, which are kept in u, move `into`, both or neither.
+/// What one entry of a list is to its threads: n elements, and how to go through a range of them. Empty when
+/// nothing is to be written.
+struct Pass {
+  int64_t n = 0;
+  std::function<void(int64_t begin, int64_t end)> go = {};
+};
+
+void go_through(Context& ctx, std::span<const Pass> passes) {
+  std::vector<Share> shares;
+  for (const Pass& pass : passes) shares.push_back({pass.n, kGrain});
+  deal_out(ctx, shares, [&](int64_t i, int64_t begin, int64_t end) { passes[i].go(begin, end); });
+}
+
+/// Once through all elements of a direction, which are kept in u, move `into`, both or neither.
 template <typename T, typename Direction>
-void for_elements(Context& ctx, int64_t n, const Tensor& kept, const ApplyTo& into,
-                  const Direction& direction) {
+Pass pass_of(const Tensor& g, const Tensor& kept, const ApplyTo& into, const Direction& direction) {
   const Mover<T> mover(kept, into);
-  parallel_for(ctx, n, kGrain, [&](int64_t begin, int64_t end, int) { mover.go(begin, end, direction); });
+  return {g.size(), [=](int64_t begin, int64_t end) { mover.go(begin, end, direction); }};
 }
 
 template <typename T>
-void smooth_one(Context& ctx, const Smooth& a) {
+Pass smooth_pass(const Smooth& a) {
   const float scale = read_scale(a.scale);
-  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return;
+  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return {};
   T* const m = reals_of<T>(a.m);
   const T* const g = reals_of<T>(a.g);
   const T beta = static_cast<T>(a.beta), gain = static_cast<T>(a.gain) * scale;
   const Look mixture = look_of(a);
   const T look = static_cast<T>(mixture.m), aim = static_cast<T>(mixture.g) * scale;
-  const auto go = [&](const auto& direction) { for_elements<T>(ctx, a.g.size(), a.u, a.into, direction); };
-  if (m == nullptr && a.sign) return go(Scaled<true, T>{g, gain});
-  if (m == nullptr) return go(Scaled<false, T>{g, gain});
-  if (looks_ahead(a) && a.sign) return go(Smoothed<true, true, T>{m, g, beta, gain, look, aim});
-  if (looks_ahead(a)) return go(Smoothed<true, false, T>{m, g, beta, gain, look, aim});
-  if (a.sign) return go(Smoothed<false, true, T>{m, g, beta, gain, look, aim});
-  go(Smoothed<false, false, T>{m, g, beta, gain, look, aim});
+  const auto pass = [&](const auto& direction) { return pass_of<T>(a.g, a.u, a.into, direction); };
+  if (m == nullptr && a.sign) return pass(Scaled<true, T>{g, gain});
+  if (m == nullptr) return pass(Scaled<false, T>{g, gain});
+  if (looks_ahead(a) && a.sign) return pass(Smoothed<true, true, T>{m, g, beta, gain, look, aim});
+  if (looks_ahead(a)) return pass(Smoothed<true, false, T>{m, g, beta, gain, look, aim});
+  if (a.sign) return pass(Smoothed<false, true, T>{m, g, beta, gain, look, aim});
+  return pass(Smoothed<false, false, T>{m, g, beta, gain, look, aim});
 }
 
 template <bool kFirst, bool kSecond, typename T>
-void adam_one(Context& ctx, const AdamDirection& a, T scale) {
-  for_elements<T>(ctx, a.g.size(), a.u, a.into,
-                  Adam<kFirst, kSecond, T>{.m = reals_of<T>(a.m),
-                                           .v = reals_of<T>(a.v),
-                                           .g = reals_of<T>(a.g),
-                                           .gain = static_cast<T>(a.gain),
-                                           .scale = scale,
-                                           .beta1 = static_cast<T>(a.beta1),
-                                           .beta2 = static_cast<T>(a.beta2),
-                                           .eps = static_cast<T>(a.eps),
-                                           .inverse1 = T(1) / static_cast<T>(a.correction1),
-                                           .inverse2 = T(1) / static_cast<T>(a.correction2)});
+Pass adam_with(const AdamDirection& a, T scale) {
+  return pass_of<T>(a.g, a.u, a.into,
+                    Adam<kFirst, kSecond, T>{.m = reals_of<T>(a.m),
+                                             .v = reals_of<T>(a.v),
+                                             .g = reals_of<T>(a.g),
+                                             .gain = static_cast<T>(a.gain),
+                                             .scale = scale,
+                                             .beta1 = static_cast<T>(a.beta1),
+                                             .beta2 = static_cast<T>(a.beta2),
+                                             .eps = static_cast<T>(a.eps),
+                                             .inverse1 = T(1) / static_cast<T>(a.correction1),
+                                             .inverse2 = T(1) / static_cast<T>(a.correction2)});
 }
 
 template <typename T>
-void adam_any(Context& ctx, const AdamDirection& a) {
+Pass adam_pass(const AdamDirection& a) {
   const float scale = read_scale(a.scale);
-  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return;
-  if (a.m && a.v) return adam_one<true, true, T>(ctx, a, scale);
-  if (a.m) return adam_one<true, false, T>(ctx, a, scale);
-  if (a.v) return adam_one<false, true, T>(ctx, a, scale);
-  adam_one<false, false, T>(ctx, a, scale);
+  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return {};
+  if (a.m && a.v) return adam_with<true, true, T>(a, scale);
+  if (a.m) return adam_with<true, false, T>(a, scale);
+  if (a.v) return adam_with<false, true, T>(a, scale);
+  return adam_with<false, false, T>(a, scale);
 }
 
 template <typename T>
-void apply_one(Context& ctx, const ApplyUpdate& a) {
-  if (std::isnan(read_scale(a.guard))) return;
+Pass apply_pass(const ApplyUpdate& a) {
+  if (std::isnan(read_scale(a.guard))) return {};
   const ApplyTo into{.w = a.w, .copy = a.copy, .step = a.step, .decay = a.decay, .cautious = a.cautious};
-  for_elements<T>(ctx, a.w.size(), {}, into, Given<T>{reals_of<T>(a.u)});
+  return pass_of<T>(a.u, {}, into, Given<T>{reals_of<T>(a.u)});
 }
 }  // namespace
 
 void smooth(Context& ctx, std::span<const Smooth> list) {
-  for (const Smooth& a : list) for_real_type(a.g.dtype, [&]<typename T>(T) { smooth_one<T>(ctx, a); });
+  std::vector<Pass> passes;
+  for (const Smooth& a : list)
+    passes.push_back(for_real_type(a.g.dtype, [&]<typename T>(T) { return smooth_pass<T>(a); }));
+  go_through(ctx, passes);
 }
 
 void adam_direction(Context& ctx, std::span<const AdamDirection> list) {
-  for (const AdamDirection& a : list) for_real_type(a.g.dtype, [&]<typename T>(T) { adam_any<T>(ctx, a); });
+  std::vector<Pass> passes;
+  for (const AdamDirection& a : list)
+    passes.push_back(for_real_type(a.g.dtype, [&]<typename T>(T) { return adam_pass<T>(a); }));
+  go_through(ctx, passes);
 }
 
 void apply_update(Context& ctx, std::span<const ApplyUpdate> list) {
-  for (const ApplyUpdate& a : list) for_real_type(a.w.dtype, [&]<typename T>(T) { apply_one<T>(ctx, a); });
+  std::vector<Pass> passes;
+  for (const ApplyUpdate& a : list)
+    passes.push_back(for_real_type(a.w.dtype, [&]<typename T>(T) { return apply_pass<T>(a); }));
+  go_through(ctx, passes);
 }
 
 void clip_factor(Context&, const ClipFactor& args) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "tests/optim_fixture.h"
 #include "tests/rank_threads.h"
@@ -139,6 +140,29 @@ TEST(Banks, HiddenMatricesOfOneShapeLieTogether) {
         EXPECT_EQ(starts[i] - starts[i - 1], dtype_bytes(dtype) * shape.first * shape.second);
     }
   }
+}
+
+// What a step of Adam reads side by side lies at different places of a page: see Arena.
+TEST(Banks, OfOneStepBeginApart) {
+  Context ctx;
+  use_cpu(ctx, 1);
+  ParameterTable table(parse_model("gpt2-nano:channels=256,heads=4"));
+  Optimizer optimizer(ctx, table, adam_everywhere());
+  table.allocate(ctx, /*with_gradients=*/true);
+  optimizer.allocate();
+  const auto place = [](const Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.data) / kAlign % Arena::kPlaces;
+  };
+  int matrices = 0;
+  for (const Parameter& p : table) {
+    if (p.role != Role::hidden) continue;
+    std::set<size_t> places = {place(p.value), place(p.grad)};
+    for (const NamedTensor& state : optimizer.state())
+      if (state.name.starts_with(p.name + ".")) places.insert(place(state.value));
+    EXPECT_EQ(places.size(), 4U) << p.name;  // w, g, m, v
+    ++matrices;
+  }
+  EXPECT_EQ(matrices, 12);
 }
 
 TEST(Banks, SoDoesTheirState) {

@@ -32,7 +32,7 @@ To convert(From x) {
 void cpu::cast(Context& ctx, const Cast& args) {
   with_pointer(args.x, [&](auto* x) {
     with_pointer(args.y, [&](auto* y) {
-      parallel_for(ctx, args.x.size(), kGrain, [=](int64_t begin, int64_t end, int) {
+      deal_out(ctx, args.x.size(), kGrain, [=](int64_t begin, int64_t end) {
 #pragma omp simd
         for (int64_t i = begin; i < end; ++i) y[i] = convert<std::remove_pointer_t<decltype(y)>>(x[i]);
       });
@@ -45,7 +45,7 @@ void cpu::transpose(Context& ctx, const Transpose& args) {
   const int64_t tiles = (rows + kTile - 1) / kTile;  // of one matrix, all columns wide
   with_pointer(args.x, [&](auto* from) {
     auto* to = static_cast<decltype(from)>(args.y.data);
-    parallel_for(ctx, batch * tiles, 1, [=](int64_t begin, int64_t end, int) {
+    deal_out(ctx, batch * tiles, 1, [=](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const auto* x = from + tile / tiles * rows * cols;
         auto* y = to + tile / tiles * rows * cols;

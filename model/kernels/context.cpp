@@ -125,8 +125,13 @@ void Arena::add(Tensor* tensor, DType dtype, Shape shape) {
   bytes_ += round_up(tensor->bytes(), kAlign);
 }
 
+void Arena::move_to(int64_t place) {
+  const int64_t here = bytes_ / kAlign, gap = (place - here) % kPlaces;
+  bytes_ += (gap < 0 ? gap + kPlaces : gap) * kAlign;
+}
+
 void Arena::allocate(Context& ctx) {
-  if (memory_.data() != nullptr || bytes_ == 0) return;
+  if (memory_.data() != nullptr || entries_.empty()) return;
   memory_ = Memory(ctx, bytes_, name_.c_str());
   for (const Entry& entry : entries_) entry.tensor->data = memory_.data() + entry.offset;
 }

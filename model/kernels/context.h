@@ -182,9 +182,17 @@ class OnHost {
 
 /// A named block of memory planned first and taken in one piece: list tensors with add(), look at bytes(),
 /// then allocate() once. Memory is zero-filled and aligned to kAlign.
+///
+/// Arrays that a pass reads side by side should begin at different places of a page. A CPU that looks for a
+/// line in its first cache compares a few bits that it has made of the address: of arrays a multiple of 256
+/// MiB apart, lines at one place of a page throw each other out, and a step of Adam took 1.4 times as long,
+/// in some processes and not in others, as the kernel had placed their blocks (dev/results/rules.md).
 class Arena {
  public:
-  explicit Arena(std::string name) : name_(std::move(name)) {}
+  static constexpr int64_t kPlaces = 16;  // of a page, kAlign apart
+
+  /// The first tensor begins at `place` of a page.
+  explicit Arena(std::string name, int64_t place = 0) : name_(std::move(name)), bytes_(place * kAlign) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -193,10 +201,12 @@ class Arena {
   void add(Tensor* tensor, DType dtype, Shape shape);
   /// As above for float32.
   void add(Tensor* tensor, Shape shape) { add(tensor, DType::f32, shape); }
+  /// The next tensor begins at this place of a page, modulo kPlaces; others follow without a gap.
+  void move_to(int64_t place);
   void allocate(Context& ctx);
 
   const std::string& name() const { return name_; }
-  int64_t bytes() const { return bytes_; }
+  int64_t bytes() const { return entries_.empty() ? 0 : bytes_; }
 
  private:
   struct Entry {
@@ -205,7 +215,7 @@ class Arena {
   };
   std::string name_;
   std::vector<Entry> entries_;
-  int64_t bytes_ = 0;
+  int64_t bytes_;
   Memory memory_;
 };
 

@@ -1,8 +1,12 @@
 #include "model/kernels/reduce.h"
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <type_traits>
+#include <vector>
 
 #include "model/kernels/multiplier.h"
 #include "model/kernels/reduce_plan.h"
@@ -64,7 +68,7 @@ template <typename T>
 double largest_size(Context& ctx, const Tensor& tensor) {
   const T* x = reals_of<T>(tensor);
   BitsOf<T> largest = 0;
-  parallel_for(ctx, tensor.size(), kElementGrain, [x, &largest](int64_t begin, int64_t end, int) {
+  deal_out(ctx, tensor.size(), kElementGrain, [x, &largest](int64_t begin, int64_t end) {
     const BitsOf<T> mine = largest_bits(x + begin, end - begin);
 #pragma omp critical(max_abs)  // a maximum does not depend on the order
     largest = std::max(largest, mine);
@@ -105,8 +109,23 @@ double cpu::max_abs(Context& ctx, const Tensor& tensor) {
 }
 
 void cpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
-  double* sums = args.sums.f64();
-  for (const Tensor& x : args.tensors) *sums++ = cpu::sum_of_squares(ctx, x);
+  const auto count = std::ssize(args.tensors);
+  std::vector<Share> shares;
+  std::vector<std::array<double, kMostParts>> parts(args.tensors.size());
+  std::vector<std::function<void(int64_t begin, int64_t end)>> add;
+  for (int64_t i = 0; i < count; ++i)
+    for_real_type(args.tensors[i].dtype, [&]<typename T>(T) {
+      const T* x = reals_of<T>(args.tensors[i]);
+      const int64_t n = args.tensors[i].size();
+      shares.push_back(share_of_sum(n));
+      add.emplace_back([=, sums = parts[i].data()](int64_t begin, int64_t end) {
+        add_parts(sums, n, begin, end,
+                  [=](int64_t start, int64_t size) { return sum_of_products(x + start, x + start, size); });
+      });
+    });
+  deal_out(ctx, shares, [&](int64_t i, int64_t begin, int64_t end) { add[i](begin, end); });
+  for (int64_t i = 0; i < count; ++i)
+    args.sums.f64()[i] = std::accumulate(parts[i].begin(), parts[i].end(), 0.0);
 }
 
 void cpu::mean(Context&, const Mean& args) {
@@ -127,7 +146,7 @@ void norms_of_rows(Context& ctx, const RowNorms& args) {
   const int64_t cols = args.x.cols();
   const T* x = reals_of<T>(args.x);
   T* norms = reals_of<T>(args.norms);
-  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
+  deal_out(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       norms[r] = static_cast<T>(std::sqrt(cpu::sum_of_products(x + r * cols, x + r * cols, cols)));
     }
@@ -167,7 +186,7 @@ void add_squares(double* sums, const T* x, int64_t rows, int64_t width, int64_t 
 }
 
 /// squares[c] = the sum of x[r][c]^2 over the rows of a slab, for `width` columns of `cols`. Short rows are
-/// read as fewer longer ones, 1, 2, 4 .. rows in one, so that memory is read in long stretches.
+/// read as fewer longer ones, 1, 2, 4 .. rows in one, so that memory is read in long shares.
 template <typename T>
 void squares_of_slab(double* squares, const T* x, int64_t rows, int64_t width, int64_t cols) {
   double sums[kSweep] = {};
@@ -191,14 +210,14 @@ void norms_of_cols(Context& ctx, const ColNorms& args) {
   Scratch::Frame frame(ctx.scratch);
   double* squares = frame.doubles(slabs * cols);
   const int64_t grain = std::max<int64_t>(1, kElementGrain / (slab * std::min(cols, kSweep)));
-  parallel_for(ctx, slabs * blocks, grain, [=](int64_t begin, int64_t end, int) {
+  deal_out(ctx, slabs * blocks, grain, [=](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t r = task / blocks * slab, c = task % blocks * kSweep;
       squares_of_slab(squares + task / blocks * cols + c, x + r * cols + c, std::min(slab, rows - r),
                       std::min(kSweep, cols - c), cols);
     }
   });
-  parallel_for(ctx, cols, kElementGrain, [=](int64_t begin, int64_t end, int) {
+  deal_out(ctx, cols, kElementGrain, [=](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       double sum = 0;
       for (int64_t s = 0; s < slabs; ++s) sum += squares[s * cols + c];
@@ -214,7 +233,7 @@ void scale_by_rows(Context& ctx, const ScaleRows& args) {
   T* y = reals_of<T>(args.y);
   const T factor = static_cast<T>(args.factor);
   const bool divide = args.divide;
-  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
+  deal_out(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const Multiplier<T> by = multiplier(scales[r], factor, divide);
 #pragma omp simd
@@ -230,7 +249,7 @@ void scale_by_cols(Context& ctx, const ScaleCols& args) {
   T* y = reals_of<T>(args.y);
   const T factor = static_cast<T>(args.factor);
   const bool divide = args.divide;
-  parallel_for(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end, int) {
+  deal_out(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* from = x + r * cols;
       T* to = y + r * cols;

@@ -16,22 +16,38 @@ double sum_of_products(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
-/// The sum over a whole tensor of n elements, cut into parts by its size alone, which threads share:
-/// part_sum(start, count) for each. Sum is a number, or anything that starts as Sum{} and adds with +=.
+/// The parts whose sums make up the sum of n elements, cut by n alone: their length in elements.
+inline constexpr int64_t kMostParts = 256;  // whatever the size: no memory to reserve
+inline int64_t part_of_sum(int64_t n) {
+  constexpr int64_t kGrain = 1024;  // elements; a part is a multiple
+  return (n / kMostParts + kGrain) / kGrain * kGrain;
+}
+
+/// What threads share of it: whole parts, of enough elements that a thread helps.
+inline Share share_of_sum(int64_t n) {
+  constexpr int64_t kThreadGrain = 16384;  // elements
+  const int64_t part = part_of_sum(n);
+  return {n, std::max<int64_t>(1, kThreadGrain / part) * part};
+}
+
+/// Of n elements, the sums of the parts in [begin, end): part_sum(start, count) for each.
+template <typename Sum, typename PartSum>
+void add_parts(Sum* sums, int64_t n, int64_t begin, int64_t end, const PartSum& part_sum) {
+  const int64_t part = part_of_sum(n);
+  for (int64_t start = begin; start < end; start += part)
+    sums[start / part] = part_sum(start, std::min(part, end - start));
+}
+
+/// The sum over a whole tensor of n elements, by parts which threads share. Sum is a number, or anything that
+/// starts as Sum{} and adds with +=.
 template <typename Sum = double, typename PartSum>
 Sum sum_by_parts(const Context& ctx, int64_t n, const PartSum& part_sum) {
-  constexpr int64_t kParts = 256;          // whatever the size: no memory to reserve
-  constexpr int64_t kPartGrain = 1024;     // elements; a part is a multiple
-  constexpr int64_t kThreadGrain = 16384;  // elements; a thread with fewer costs more than it helps
-  const int64_t part = (n / kParts + kPartGrain) / kPartGrain * kPartGrain;
-  const int64_t parts = (n + part - 1) / part;
-  std::array<Sum, kParts> sums{};
+  std::array<Sum, kMostParts> sums{};
   Sum* out = sums.data();
-  parallel_for(ctx, parts, std::max<int64_t>(1, kThreadGrain / part), [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p) out[p] = part_sum(p * part, std::min(part, n - p * part));
-  });
+  const Share all = share_of_sum(n);
+  deal_out(ctx, n, all.grain, [&](int64_t begin, int64_t end) { add_parts(out, n, begin, end, part_sum); });
   Sum sum{};
-  for (int64_t p = 0; p < parts; ++p) sum += out[p];
+  for (const Sum& part : sums) sum += part;
   return sum;
 }
 }  // namespace cpu
