@@ -4,7 +4,7 @@ import statistics
 
 from page import number, picture, plot, table, with_error
 from runs import mean_and_error
-from tuning import TRIED, tune
+from tuning import SEEDS, TRIED, tune
 
 ADAM = "adam:lr=0.003"
 UNTIED = {"model": "gpt2-nano:tied=0"}
@@ -57,9 +57,9 @@ VECTORS = {
 DRAWN = ["sgd, momentum", "sign", "lion", "adam", "spectral", "muon (Keller)", "scion, constrained", "dion", "shampoo", "soap"]
 WHAT = """gpt2-nano (0.1M parameters), {steps} steps of 16 x 64 bytes, the schedule of the recipes (wsd, last 60 %
 decay), no weight decay but scion's own, no clipping. The rule holds the hidden matrices; everything else is `{adam}`.
-Every rule gets the same budget: {tried} trainings with one seed to find lr (tuning.py: a first guess, four times more
-and less, then twice as close), then {seeds} other seeds with the best. Losses are of 32768 bytes of validation text.
-Seconds are those of the processor, one thread, start and validation included."""
+Every rule gets the same budget: {tried} step sizes, each with {tuned} seeds, whose mean loss decides (tuning.py: a first
+guess, four times more and less, then twice as close), then {seeds} other seeds with the best. Losses are of 32768 bytes
+of validation text. Seconds are those of the processor, one thread, start and validation included."""
 ROLES = """**Which norm for the other roles?** Hidden matrices keep `muon:lr=0.02`; one of the others gets a rule and the
 rest stays with `{adam}`: embedding (the tied head with it) and position, a head that is not tied (`tied=0`), or vectors. The
 same budget, King James Bible."""
@@ -85,7 +85,8 @@ def main(lab, page, corpora):
     every = {**{f"hidden, {text}": race for text, race in races.items()}, **roles}
     summary = {what: {name: {"lr": entry["lr"], "edge": entry["edge"], "loss": entry["loss"], "error": entry["error"]}
                       for name, entry in race.items()} for what, race in every.items()}
-    page.section("race", "A race on real text", WHAT.format(steps=steps, seeds=seeds, adam=ADAM, tried=TRIED), parts, summary,
+    what = WHAT.format(steps=steps, seeds=seeds, adam=ADAM, tried=TRIED, tuned=len(SEEDS))
+    page.section("race", "A race on real text", what, parts, summary,
                  [run for race in every.values() for entry in race.values() for run in entry["all"]])
 
 

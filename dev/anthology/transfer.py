@@ -3,7 +3,7 @@ import math
 
 from page import number, panels, picture, table, with_error
 from runs import mean_and_error
-from tuning import best, try_octaves, valley
+from tuning import best, try_octaves, valley, with_seed
 
 # What the multiplier m multiplies: the step sizes of all roles at once, their ratios kept.
 RECIPES = {
@@ -101,8 +101,6 @@ def extend(lab, cases, found, what):
 
 def other_seeds(lab, cases, found, count):
     """{case: [{octave: Result} of each other seed]}: around the first seed's best."""
-    def with_seed(options, seed):
-        return lambda m: options(m) | {"seed": seed}
     seeded = {(case, seed): (with_seed(cases[case][0], seed), 1) for case in found for seed in range(11, 11 + count)}
     tried = {key: {} for key in seeded}
     around = {(case, seed): range(best(found[case]) - 1, best(found[case]) + 2) for case, seed in seeded}
