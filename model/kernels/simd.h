@@ -45,7 +45,7 @@ struct Share {
 /// For passes over memory whose results depend neither on the split nor on the thread: cuts all shares
 /// into ranges, which threads take as they come free, and calls body(share, begin, end) on each. Cores that
 /// share a machine are not equally fast at every moment: with a fixed half for each, a pass was seen to take
-/// a third longer. One team of threads for all shares, so that none waits after each; a range is as long
+/// a fifth longer. One team of threads for all shares, so that none waits after each; a range is as long
 /// as that allows, because memory is slow where one begins. Not to be nested.
 template <typename Body>
 void deal_out(const Context& ctx, std::span<const Share> all, Body&& body) {
