@@ -12,7 +12,9 @@ namespace {
 constexpr double kLongEnough = 1e-3;  // seconds of one run that a clock and a launch do not blur
 
 /// How often each is run: the first finds cold caches, and on a GPU the first few a sleeping clock.
-int runs_of(const Context& ctx) { return ctx.device ? 6 : 3; }
+int runs_of(const Context& ctx) {
+  return ctx.device ? 6 : 3;
+}
 
 template <typename Body>
 double seconds_of(Context& ctx, Body&& body) {
