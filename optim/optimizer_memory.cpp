@@ -92,9 +92,9 @@ void Optimizer::plan_state() {
   }
 }
 
-/// In banks, as the parameters are: one state of all matrices of a batch, then the next. A bank begins
-/// neither where that of the weights does in its page nor where those of the gradients and of the other
-/// states do.
+/// In banks, as the parameters are: one state of all matrices of a batch, then the next. The
+/// banks of up to four states begin at other places of a page than weights (0) and gradients (4), as long as
+/// matrices are whole pages: see Arena.
 void Optimizer::plan_memory() {
   for (size_t b = 0; b < batches_.size(); ++b) {
     std::vector<Shard*> own;
@@ -102,7 +102,7 @@ void Optimizer::plan_memory() {
     for (Shard& shard : shards_)
       if (shard.batch == b && mine(shard.piece)) own.push_back(&shard), states = shard.state.size();
     for (size_t k = 0; k < states; ++k) {
-      arena_.move_to(static_cast<int64_t>(8 + 4 * k));
+      arena_.move_to(static_cast<int64_t>(8 + 3 * k));
       for (Shard* shard : own) arena_.add(&shard->state[k], shard->state[k].shape);
     }
     for (Shard* shard : own) {

@@ -185,8 +185,8 @@ class OnHost {
 ///
 /// Arrays that a pass reads side by side should begin at different places of a page. A CPU that looks for a
 /// line in its first cache compares a few bits that it has made of the address: of arrays a multiple of 256
-/// MiB apart, lines at one place of a page throw each other out, and a step of Adam took 1.4 times as long,
-/// in some processes and not in others, as the kernel had placed their blocks (dev/results/rules.md).
+/// MiB apart, lines at one place of a page throw each other out, and a step of Adam took up to twice as
+/// long, in some processes and not in others, as the kernel had placed their blocks (dev/results/rules.md).
 class Arena {
  public:
   static constexpr int64_t kPlaces = 16;  // of a page, kAlign apart

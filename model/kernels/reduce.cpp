@@ -186,7 +186,7 @@ void add_squares(double* sums, const T* x, int64_t rows, int64_t width, int64_t 
 }
 
 /// squares[c] = the sum of x[r][c]^2 over the rows of a slab, for `width` columns of `cols`. Short rows are
-/// read as fewer longer ones, 1, 2, 4 .. rows in one, so that memory is read in long shares.
+/// read as fewer longer ones, 1, 2, 4 .. rows in one, so that memory is read in long stretches.
 template <typename T>
 void squares_of_slab(double* squares, const T* x, int64_t rows, int64_t width, int64_t cols) {
   double sums[kSweep] = {};
