@@ -161,7 +161,7 @@ $(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(call objects,$(LIB_SOURCES))
 
 # The program comes first: of an inline function that several have, the linker takes the program's, with its sanitizers, then
 # that of the oracles, which are optimised.
-$(BUILD)/tests/all: $(call objects,$(LIB_SOURCES)) $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(ORACLES))) \
+$(BUILD)/tests/all: $(call objects,$(LIB_SOURCES)) $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(filter $(ORACLES),$(TEST_SHARED)))) \
     $(call objects,$(filter %.cu,$(TEST_SOURCES))) \
     $(patsubst $(BUILD)/%,$(TESTS_FROM)/%,$(call objects,$(filter %.cpp,$(TEST_SOURCES) $(TEST_SHARED))))
 	$(CXX) $(LDFLAGS) $^ $(LDLIBS) -lgtest -lgtest_main -lpthread -o $@
