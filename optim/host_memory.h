@@ -28,19 +28,29 @@ class HostRoom {
   double *next_, *end_;
 };
 
-/// Working memory on the host: scratch on the CPU; on a GPU, whose scratch is out of reach, a block of its
-/// own. Given back with the object.
+/// Rounded up to whole lines of 64 bytes: some BLAS go another way through vectors that begin elsewhere in a
+/// line, with other bits.
+constexpr int64_t whole_lines(int64_t doubles) {
+  return (doubles + 7) / 8 * 8;
+}
+
+/// Working memory on the host, from the beginning of a line on: scratch on the CPU; on a GPU, whose scratch
+/// is out of reach, a block of its own. Given back with the object.
 class HostMemory {
  public:
   HostMemory(Context& ctx, int64_t doubles)
-      : frame_(ctx.scratch), block_(ctx.where == Where::gpu ? static_cast<size_t>(doubles) : 0) {
-    begin_ = ctx.where == Where::cpu ? frame_.doubles(doubles) : block_.data();
+      : frame_(ctx.scratch),
+        block_(ctx.where == Where::gpu ? static_cast<size_t>(whole_lines(doubles) / 8) : 0) {
+    begin_ = ctx.where == Where::cpu ? frame_.doubles(doubles) : reinterpret_cast<double*>(block_.data());
   }
   HostRoom room(int64_t start, int64_t count) const { return {begin_ + start, count}; }
 
  private:
+  struct alignas(64) Line {
+    double values[8];
+  };
   Scratch::Frame frame_;
-  std::vector<double> block_;
+  std::vector<Line> block_;
   double* begin_;
 };
 
@@ -52,7 +62,7 @@ inline int64_t rooms_of(const Context& ctx, int64_t count, int64_t doubles) {
 }
 /// Scratch of side_by_side(); none on a GPU.
 inline int64_t side_by_side_bytes(const Context& ctx, int64_t count, int64_t doubles) {
-  return ctx.where == Where::gpu ? 0 : rooms_of(ctx, count, doubles) * doubles * 8;
+  return ctx.where == Where::gpu ? 0 : rooms_of(ctx, count, doubles) * whole_lines(doubles) * 8;
 }
 
 /// While it lives, LAPACK called from this thread stays on it (an OpenMP BLAS asks for this number).
@@ -74,13 +84,14 @@ class OneThread {
 template <typename Body>
 void side_by_side(Context& ctx, int64_t count, int64_t doubles, const Body& body) {
   const int64_t rooms = rooms_of(ctx, count, doubles);
-  const HostMemory memory(ctx, rooms * doubles);
+  const int64_t each = whole_lines(doubles);
+  const HostMemory memory(ctx, rooms * each);
   std::exception_ptr failed;
   parallel_for(ctx, count, (count + rooms - 1) / rooms, [&](int64_t begin, int64_t end, int thread) {
     try {
       const OneThread alone;
       for (int64_t i = begin; i < end; ++i) {
-        HostRoom room = memory.room(thread * doubles, doubles);
+        HostRoom room = memory.room(thread * each, doubles);
         body(i, room);
       }
     } catch (...) {  // may not leave a thread
