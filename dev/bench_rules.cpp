@@ -4,7 +4,9 @@
 //   floor = products' FLOPs / rate of a large product + LAPACK's FLOPs / half that rate
 //         + memory_seconds (rates.h) of the bytes read and of the bytes written
 //
-// LAPACK works in float64. FLOPs are 2 M N K of every product that the rule makes, symmetric ones in full
+// LAPACK works in float64. Eigenvectors are not made of products, though: so of a rule that calls LAPACK the
+// time in these calls is printed, too, the rate that it reached, and what is around them against the floor of
+// that alone. FLOPs are 2 M N K of every product that the rule makes, symmetric ones in full
 // (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read twice (once
 // for the global norm), weight and every tensor of state read and written once. Rules refresh roots and bases
 // now and then, so a round is as many steps as that takes, and its mean counts. Memory may change its speed
@@ -59,16 +61,18 @@ struct RuleBench : HiddenMatrices {
     ctx.profile = nullptr;
     return profile;
   }
-  /// FLOPs of a step, in the mean.
+  /// FLOPs of a step, in the mean, and the time of LAPACK's.
   struct Flops {
-    double products = 0, lapack = 0;
+    double products = 0, lapack = 0, lapack_seconds = 0;
   };
   static Flops flops(const Profile& profile, int64_t steps) {
     Flops sum;
     for (const Profile::Row& row : profile.rows()) {
       const double work = row.work.flops / static_cast<double>(steps);
       if (row.op.find("matmul") != std::string::npos) sum.products += work;
-      if (std::ranges::count(kLapack, row.op) > 0) sum.lapack += work;
+      if (std::ranges::count(kLapack, row.op) == 0) continue;
+      sum.lapack += work;
+      sum.lapack_seconds += row.seconds / static_cast<double>(steps);
     }
     return sum;
   }
@@ -76,9 +80,13 @@ struct RuleBench : HiddenMatrices {
 
 /// A mean step and what it would take at the rates of that moment.
 struct Round {
-  double seconds, floor;
+  double seconds, floor, lapack_floor;
   MachineRates rates;
   double ratio() const { return seconds / floor; }
+  /// Of what is not LAPACK, given the time that that takes.
+  double ratio_around(double lapack_seconds) const {
+    return (seconds - lapack_seconds) / (floor - lapack_floor);
+  }
 };
 
 /// The mean of steps from `first` on, each followed by passes over memory.
@@ -92,6 +100,7 @@ Round measure_round(RuleBench& run, MemoryPasses& passes, int64_t first, int64_t
   const auto n = static_cast<double>(steps);
   return {.seconds = seconds / n,
           .floor = 0,
+          .lapack_floor = 0,
           .rates = {.memory = {.bytes = n / per_byte, .reads = n / per_read}}};
 }
 
@@ -105,7 +114,8 @@ std::vector<Round> measure(RuleBench& run, const RuleBench::Flops& flops, int64_
     Round round = measure_round(run, passes, (2 + k) * steps, steps);
     const double after = measure_product_rate(run.ctx);
     round.rates.flops = (before + after) / 2;
-    round.floor = (flops.products + 2 * flops.lapack) / round.rates.flops +
+    round.lapack_floor = 2 * flops.lapack / round.rates.flops;
+    round.floor = flops.products / round.rates.flops + round.lapack_floor +
                   memory_seconds(round.rates.memory, traffic.read, traffic.written);
     before = after;
     spent += round.seconds * static_cast<double>(steps);
@@ -121,6 +131,13 @@ void print_parts(const Profile& profile, int64_t steps) {
   for (const Profile::Row& row : profile.rows())
     fmt::print("    {:<32} {:>9.2f} {:>8.1f} {:>26.1f}  {} calls\n", row.op, 1e3 * row.seconds / n,
                row.work.flops / n / 1e9, row.work.bytes / n / 1e6, row.calls / steps);
+}
+
+void print_lapack(const RuleBench::Flops& flops, const Round& round) {
+  fmt::print("    in LAPACK {:.2f} ms, {:.0f} GFLOP/s; around it {:.2f} ms, floor {:.2f} ms, ratio {:.2f}\n",
+             1e3 * flops.lapack_seconds, flops.lapack / flops.lapack_seconds / 1e9,
+             1e3 * (round.seconds - flops.lapack_seconds), 1e3 * (round.floor - round.lapack_floor),
+             round.ratio_around(flops.lapack_seconds));
 }
 
 void bench(Context& ctx, const std::string& model, const BenchOptions& options) {
@@ -145,6 +162,7 @@ void bench(Context& ctx, const std::string& model, const BenchOptions& options) 
         median.ratio(), fmt::format("{:.2f} {:.2f}", rounds.front().ratio(), rounds.back().ratio()),
         median.rates.flops / 1e9, median.rates.memory.bytes / 1e9, median.rates.memory.reads / 1e9,
         100 * bytes / median.rates.memory.bytes / median.seconds);
+    if (flops.lapack > 0) print_lapack(flops, median);
     if (options.parts) print_parts(profile, options.steps);
     std::fflush(stdout);
   }
