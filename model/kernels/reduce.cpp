@@ -42,10 +42,8 @@ constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs
 /// sum |x[i]| in float64.
 template <typename T>
 double sum_of_sizes(const T* x, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]));
-  return sum;
+  return cpu::sum_of(
+      n, [=](int64_t i) { return std::fabs(static_cast<double>(x[i])); }, x);
 }
 
 /// An integer as wide as T.
@@ -77,12 +75,11 @@ double largest_size(Context& ctx, const Tensor& tensor) {
 }
 }  // namespace
 
-/// Not dot(x, x): a compiler that sees one pointer widens each element once, and that is half of the work.
 double cpu::sum_of_squares(Context& ctx, const Tensor& tensor) {
   return for_real_type(tensor.dtype, [&]<typename T>(T) {
     const T* x = reals_of<T>(tensor);
     return cpu::sum_by_parts(ctx, tensor.size(), [=](int64_t start, int64_t count) {
-      return cpu::sum_of_products(x + start, x + start, count);
+      return cpu::sum_of_squares(x + start, count);
     });
   });
 }
@@ -120,7 +117,7 @@ void cpu::sums_of_squares(Context& ctx, const SumsOfSquares& args) {
       shares.push_back(share_of_sum(n));
       add.emplace_back([=, sums = parts[i].data()](int64_t begin, int64_t end) {
         add_parts(sums, n, begin, end,
-                  [=](int64_t start, int64_t size) { return sum_of_products(x + start, x + start, size); });
+                  [=](int64_t start, int64_t size) { return sum_of_squares(x + start, size); });
       });
     });
   deal_out(ctx, shares, [&](int64_t i, int64_t begin, int64_t end) { add[i](begin, end); });
@@ -141,14 +138,26 @@ int64_t row_grain(int64_t cols) {
   return std::max<int64_t>(1, kElementGrain / std::max<int64_t>(1, cols));
 }
 
+/// Rows longer than cpu::kLongRow.
+template <typename T>
+void norms_of_long_rows(Context& ctx, const RowNorms& args) {
+  std::vector<Tensor> rows;
+  for (int64_t r = 0; r < args.x.rows(); ++r) rows.push_back(args.x.slice(r, 1));
+  std::vector<double> sums(rows.size());
+  cpu::sums_of_squares(ctx, {.sums = {sums.data(), {args.x.rows()}}, .tensors = rows});
+  T* norms = reals_of<T>(args.norms);
+  for (const double sum : sums) *norms++ = static_cast<T>(std::sqrt(sum));
+}
+
 template <typename T>
 void norms_of_rows(Context& ctx, const RowNorms& args) {
   const int64_t cols = args.x.cols();
+  if (cols > cpu::kLongRow) return norms_of_long_rows<T>(ctx, args);
   const T* x = reals_of<T>(args.x);
   T* norms = reals_of<T>(args.norms);
   deal_out(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      norms[r] = static_cast<T>(std::sqrt(cpu::sum_of_products(x + r * cols, x + r * cols, cols)));
+      norms[r] = static_cast<T>(std::sqrt(cpu::sum_of_squares(x + r * cols, cols)));
     }
   });
 }

@@ -7,14 +7,50 @@
 #include "model/kernels/simd.h"
 
 namespace cpu {
+/// The sum of term(i) over [0, n). Term i joins the sum of its lane, i modulo kLanes, then the lanes' sums
+/// are added in pairs: one sum, even of a whole vector of lanes, would wait for every addition before the
+/// next. `read` are the arrays whose elements term(i) reads. They are fetched kAhead elements before that,
+/// because some machines by themselves fetch ahead no further than to the end of a page (both in
+/// dev/results/rules.md).
+template <typename Term, typename... T>
+double sum_of(int64_t n, const Term& term, const T*... read) {
+  constexpr int kLanes = 32;
+  constexpr int64_t kAhead = 1024;
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; k += 8) (__builtin_prefetch(read + i + k + kAhead), ...);
+#pragma omp simd
+    for (int k = 0; k < kLanes; ++k) lanes[k] += term(i + k);
+  }
+  for (int k = 0; i < n; ++i, ++k) lanes[k] += term(i);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+/// sum of a[i]^2. Not the one below: a compiler that sees one array widens each element once, and that is
+/// half of the work.
+template <typename T>
+double sum_of_squares(const T* a, int64_t n) {
+  return sum_of(
+      n,
+      [=](int64_t i) {
+        const double x = a[i];
+        return x * x;
+      },
+      a);
+}
+
 /// sum of a[i] b[i].
 template <typename T>
 double sum_of_products(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
+  return sum_of(
+      n, [=](int64_t i) { return static_cast<double>(a[i]) * b[i]; }, a, b);
 }
+
+/// Rows of a matrix that are longer, in elements, are shared by the threads, which share out shorter ones.
+inline constexpr int64_t kLongRow = 64 * 1024;
 
 /// The parts whose sums make up the sum of n elements, cut by n alone: their length in elements.
 inline constexpr int64_t kMostParts = 256;  // whatever the size: no memory to reserve
