@@ -2,6 +2,8 @@
 // halves of such operations share.
 #pragma once
 
+#include <functional>
+
 #include "model/kernels/simd.h"
 #include "optim/update.h"
 
@@ -75,4 +77,13 @@ struct Mover {
     each([=](int64_t i) { target.copy[i] = to_bf16(static_cast<float>(target.w[i])); });
   }
 };
+
+/// What one entry of a list is to its threads: n elements, and how to go through a range of them. Empty when
+/// nothing is to be written.
+struct Pass {
+  int64_t n = 0;
+  std::function<void(int64_t begin, int64_t end)> go = {};
+};
+/// Of adam_direction.
+Pass adam_pass(const AdamDirection& args);
 }  // namespace cpu

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "model/kernels/reduce.h"
 #include "optim/norm_family.h"
 #include "optim/svd.h"
 #include "optim/update.h"
@@ -167,6 +168,20 @@ bool moves(const Norm& norm) {
   return family_of(norm).moves(norm);
 }
 
+Lengths lengths_of(const Norm& norm, bool transposed) {
+  return family_of(norm).lengths(norm, transposed);
+}
+
+int64_t count_of(Lengths lengths, const Shape& shape) {
+  if (lengths == Lengths::none) return 0;
+  return lengths == Lengths::whole ? 1 : shape[1];
+}
+
+void measure_lengths(Context& ctx, Lengths lengths, const Tensor& to, const Tensor& x) {
+  if (lengths == Lengths::whole) return row_norms(ctx, {.norms = to, .x = x.view({1, x.size()})});
+  if (lengths == Lengths::columns) col_norms(ctx, {.norms = to, .x = x});
+}
+
 bool on_host(const Norm& norm, const PolarMethod* polar) {
   return family_of(norm).on_host(given_or_svd(polar));
 }
@@ -199,10 +214,14 @@ void dualize(Context& ctx, const Dualize& args) {
   if (args.out || !args.into.w) expect_shape(args.out, args.g.shape, "dualize: out");
   const NormInput in{args.norm, as_batch(args.g), args.transposed};
   expect(!args.into.w || (moves(args.norm) && in.x.shape[0] == 1), "dualize: this cannot move a weight");
+  expect(
+      !args.lengths || args.lengths.size() == count_of(lengths_of(args.norm, args.transposed), args.g.shape),
+      "dualize: these are not the lengths of this gradient");
   if (in.x.size() == 0) return;
   const DualOutput to{.out = args.out ? as_batch(args.out) : Tensor{},
                       .scale = args.radius * scale_of(in),
-                      .into = args.into};
+                      .into = args.into,
+                      .lengths = args.lengths};
   family_of(args.norm).dualize(ctx, in, to, given_or_svd(args.polar));
 }
 

@@ -108,6 +108,16 @@ double dual_norm(Context& ctx, const Norm& kind, const Tensor& g, bool transpose
 /// True when dualize() can move a weight in the same pass over memory.
 bool moves(const Norm& norm);
 
+/// The Euclidean lengths that dualize() divides a matrix by, where they take a reading of their own: that of
+/// all entries, or those of the columns of storage. (A row is still in the caches when it is divided.)
+enum class Lengths : uint8_t { none, whole, columns };
+Lengths lengths_of(const Norm& norm, bool transposed);
+/// How many there are of one matrix or vector.
+int64_t count_of(Lengths lengths, const Shape& shape);
+/// Takes them of one matrix or vector `x`; `to` (count_of) has its dtype. Only enqueues work. No more scratch
+/// than dualize().
+void measure_lengths(Context& ctx, Lengths lengths, const Tensor& to, const Tensor& x);
+
 struct Dualize {
   Tensor out;  // written; may be g. Absent, where a weight is moved: not kept
   Tensor g;    // (out, in), (batch, out, in) or (n)
@@ -116,6 +126,7 @@ struct Dualize {
   bool transposed = false;             // storage is (in, out)
   const PolarMethod* polar = nullptr;  // for the norms of singular values; null: svd
   ApplyTo into = {};                   // the weight that `out` moves, of one matrix; only where moves(norm)
+  Tensor lengths = {};                 // what measure_lengths() took of g, one matrix; absent: not yet known
 };
 /// Replaces every matrix by its dual vector, times the radius.
 void dualize(Context& ctx, const Dualize& args);

@@ -15,9 +15,10 @@ struct NormInput {
 
 /// Where dual vectors go.
 struct DualOutput {
-  Tensor out;         // (batch, rows, cols), written; may be the input. Absent: not kept
-  double scale = 1;   // of everything
-  ApplyTo into = {};  // the weight that they move
+  Tensor out;           // (batch, rows, cols), written; may be the input. Absent: not kept
+  double scale = 1;     // of everything
+  ApplyTo into = {};    // the weight that they move
+  Tensor lengths = {};  // of lengths_of(), where they are known
 };
 
 class NormFamily {
@@ -34,6 +35,11 @@ class NormFamily {
                        const PolarMethod& polar) const = 0;
   /// True when dualize() can move a weight in the same pass over memory.
   virtual bool moves(const Norm&) const { return false; }
+  /// lengths_of() of norm.h.
+  virtual Lengths lengths(const Norm&, bool transposed) const {
+    (void)transposed;
+    return Lengths::none;
+  }
   /// True when dualize() computes on the host.
   virtual bool on_host(const PolarMethod&) const { return false; }
   /// Scratch of both, for a batch (batch, rows, cols) stored either way round.

@@ -35,7 +35,12 @@ void euclidean_norms(Context& ctx, const Tensor& norms, const Tensor& x, Lines l
 
 /// Euclidean dual vectors of lines.
 void euclidean_duals(Context& ctx, const Tensor& x, Lines lines, const DualOutput& to) {
-  UnitLines rows{.u = to.out, .g = all_rows(x), .lines = lines, .factor = to.scale, .into = to.into};
+  UnitLines rows{.u = to.out,
+                 .g = all_rows(x),
+                 .lines = lines,
+                 .factor = to.scale,
+                 .norms = to.lengths,
+                 .into = to.into};
   if (to.out) rows.u = all_rows(to.out);
   if (lines == Lines::rows || x.shape[0] == 1) return unit_lines(ctx, rows);
   for (int64_t i = 0; i < x.shape[0]; ++i)  // each matrix has columns of its own
@@ -66,6 +71,10 @@ class LineFamily final : public NormFamily {
     line_duals(ctx, {.y = to.out, .x = in.x, .lines = in_storage(in), .q = q, .factor = to.scale});
   }
   bool moves(const Norm& norm) const override { return dual_exponent(norm) == 2; }
+  Lengths lengths(const Norm& norm, bool transposed) const override {
+    const bool columns = by_rows_ == transposed;
+    return moves(norm) && columns ? Lengths::columns : Lengths::none;
+  }
 
   int64_t scratch_bytes(const Context&, const Shape& batch, DType dtype, const PolarMethod&) const override {
     const int64_t count = batch[0], rows = batch[1], cols = batch[2], each = dtype_bytes(dtype);

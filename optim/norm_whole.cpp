@@ -29,9 +29,11 @@ class WholeNorms final : public NormFamily {
                      .g = flat(in.x),
                      .lines = Lines::rows,
                      .factor = to.scale,
+                     .norms = to.lengths,
                      .into = to.into});
   }
   bool moves(const Norm&) const override { return true; }
+  Lengths lengths(const Norm&, bool) const override { return Lengths::whole; }
 
   int64_t scratch_bytes(const Context&, const Shape& batch, DType dtype, const PolarMethod&) const override {
     const int64_t count = batch[0], rows = batch[1], cols = batch[2];

@@ -13,7 +13,7 @@
 
 void Optimizer::step(int64_t t, int64_t total, bool keep_directions) {
   if (t == 0) keep_anchors();
-  agreement_.square(grads_);
+  measure_gradients();
   const bool first = measures_first();
   if (first) {
     agreement_.guess();  // from this rank's pieces alone: 1 or NaN
@@ -54,6 +54,14 @@ void Optimizer::keep_anchors() {
       list.push_back(
           {.u = shard.anchor, .g = row_of(shard).parameter->master(shard.piece.first, shard.piece.rows)});
   if (!list.empty()) smooth(ctx_, list);
+}
+
+/// The squares of a gradient's lengths add up to its own, so that those stand for it.
+void Optimizer::measure_gradients() {
+  for (const Batch& batch : batches_)
+    for (const Block& block : batch.group.blocks)
+      if (block.lengths) measure_lengths(ctx_, batch.rule->lengths(batch.group), block.lengths, block.grad);
+  agreement_.square(squared_);
 }
 
 void Optimizer::copy_state(Copy to) {

@@ -2,7 +2,7 @@
 // steps.
 //
 // One step, with gradients in Parameter::grad:
-//   1. ||g||_2 over all tensors.
+//   1. ||g||_2 over all tensors, and the lengths that rules ask for, with one reading of gradients.
 //   2. Clipping: all gradients times min(1, grad_clip / ||g||_2), folded into what comes next.
 //   3. Every group of equal blocks: its rule replaces gradients by update directions u (rule.h).
 //   4. W <- W - lr wd W - (lr / s) u for every tensor, where lr is the schedule's multiplier times the rule's
@@ -148,6 +148,7 @@ class Optimizer {
   size_t batch_for(const Piece& piece);
   void add_blocks(const Shard& shard);
   void keep_anchors();
+  void measure_gradients();
   enum class Copy : uint8_t { aside, back };
   void copy_state(Copy to);
   bool measures_first() const { return assignment_.measures_first && !ctx_.comm->alone(); }
@@ -170,7 +171,9 @@ class Optimizer {
   std::optional<EscapeVelocity> escape_;
   Arena arena_{"optimizer state"};
   Agreement agreement_;
-  std::vector<Tensor> grads_;                           // of the shards; empty where they are another rank's
+  // What is squared of the shards for ||g||_2: the gradient, or the lengths that it consists of; empty where
+  // they are another rank's.
+  std::vector<Tensor> squared_;
   std::function<void(std::span<const size_t>)> moved_;  // of on_moved()
   Measured unsettled_;    // of the last step, this rank's: not yet part of escape_
   Rates rates_;           // of the last step

@@ -67,7 +67,7 @@ void Optimizer::plan_state() {
   for (const Piece& piece : owners_.pieces())
     shards_.push_back(
         {.piece = piece, .specs = state_of(assignment_.rows[piece.parameter], piece), .state = {}});
-  grads_.resize(shards_.size());
+  squared_.resize(shards_.size());
   for (size_t i = 0; i < shards_.size();
        ++i) {  // shards_ no longer grows: plan_memory() may give the arena pointers to its tensors
     Shard& shard = shards_[i];
@@ -82,13 +82,15 @@ void Optimizer::plan_state() {
           "optimizer: a rule that treats rows apart keeps state by rows");
     }
     if (row.needs_anchor) shard.anchor.shape = rows;
-    grads_[i].shape = Shape{0};
+    squared_[i].shape = Shape{0};
     shard.batch = batch_for(piece);
     if (!mine(piece)) continue;
-    grads_[i].shape = rows;
+    squared_[i].shape = rows;
     Group& group = batches_[shard.batch].group;
     group.shape = group_of(*row.parameter, piece).shape;
     group.blocks.resize(group.blocks.size() + static_cast<size_t>(piece.matrices));  // filled by allocate()
+    if (const int64_t count = count_of(row.rule->lengths(group), group.shape); count > 0)
+      shard.lengths.shape = squared_[i].shape = {piece.matrices * count};
   }
 }
 
@@ -111,6 +113,8 @@ void Optimizer::plan_memory() {
       shard->aside.resize(states);
       for (size_t k = 0; k < states; ++k) arena_.add(&shard->aside[k], shard->state[k].shape);
     }
+    for (Shard* shard : own)
+      if (shard->lengths.shape.rank() > 0) arena_.add(&shard->lengths, shard->lengths.shape);
   }
 }
 
@@ -134,7 +138,7 @@ size_t Optimizer::batch_for(const Piece& piece) {
 }
 
 int64_t Optimizer::scratch_bytes() const {
-  int64_t bytes = sums_of_squares_scratch_bytes(grads_);
+  int64_t bytes = sums_of_squares_scratch_bytes(squared_);
   for (const Batch& batch : batches_) {
     if (batch.group.blocks.empty()) continue;
     bytes = std::max(bytes, batch.rule->scratch_bytes(ctx_, batch.group));
@@ -152,7 +156,7 @@ void Optimizer::allocate() {
     const Parameter& p = *row_of(shards_[i]).parameter;
     expect(p.compute && p.grad, "optimizer: allocate the parameter table with gradients first");
     if (!mine(shards_[i].piece)) continue;
-    grads_[i] = rows_of(p.grad, shards_[i].piece);
+    squared_[i] = shards_[i].lengths ? shards_[i].lengths : rows_of(p.grad, shards_[i].piece);
     add_blocks(shards_[i]);
   }
 }
@@ -164,6 +168,7 @@ void Optimizer::add_blocks(const Shard& shard) {
   for (int i = 0; i < count; ++i) {
     Block block{.weight = block_of(value, i, count), .grad = block_of(grad, i, count), .state = {}};
     if (shard.anchor) block.anchor = block_of(shard.anchor, i, count);
+    if (shard.lengths) block.lengths = block_of(shard.lengths, i, count);
     if (copy_of(p)) block.compute = block_of(rows_of(p.compute, shard.piece), i, count);
     for (size_t k = 0; k < shard.state.size(); ++k)
       block.state.push_back(block_of(shard.state[k], i, count).view(shard.specs[k].shape));

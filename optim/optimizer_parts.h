@@ -11,7 +11,8 @@ struct Optimizer::Shard {
   std::vector<Tensor> state;       // the blocks' states stacked; without data where another rank keeps it
   std::vector<Tensor> aside = {};  // copies of them, where measures_first()
   Tensor anchor = {};              // the weight before the first step, for an escape velocity
-  size_t batch = 0;                // where its blocks are
+  Tensor lengths = {};  // of its blocks' gradients, one after the other, where the rule asks for them
+  size_t batch = 0;     // where its blocks are
 };
 
 /// The same on all ranks, in the same order, but for the blocks.

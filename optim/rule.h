@@ -36,6 +36,7 @@ struct Block {
   std::vector<Tensor> state;  // in the order of Rule::state(); zero before the first step
   Tensor compute = {};        // bf16 copy of the weight that products read; absent when they read the weight
   Tensor anchor = {};         // the weight before the first step; absent unless an escape velocity needs it
+  Tensor lengths = {};        // those of grad that the rule asks for; absent: not known
 };
 
 /// All blocks of one shape under one rule: they are processed together.
@@ -127,10 +128,18 @@ class Rule {
   }
   /// State per block of a group; its blocks need not be filled in.
   virtual std::vector<StateSpec> state(const Group& group) const = 0;
+  /// The Euclidean lengths of the gradient that direction() divides by. A step takes them while it measures
+  /// ||g||_2, so that the gradient is read twice and not three times: Block::lengths, of the gradient as it
+  /// is, not multiplied by grad_scale.
+  virtual Lengths lengths(const Group& group) const {
+    (void)group;
+    return Lengths::none;
+  }
   /// Scratch that prepare() and direction() take from ctx.scratch.
   virtual int64_t scratch_bytes(const Context& ctx, const Group& group) const;
   /// Of rules that escape(): called for all groups before any direction(), updates the state and returns the
-  /// numerator (along) and the denominator (dual) of the next escape velocity.
+  /// numerator (along) and the denominator (dual) of the next escape velocity. What does not depend on that
+  /// may be left to direction(), whose numbers are added to these.
   virtual Measured prepare(Context& ctx, Group& group, const RuleStep& step) const;
   /// Updates the state and replaces every block's grad by its update direction. Each block's result depends
   /// on that block alone (but for rounding, see polar.h). Only enqueues work, unless step.measure or waits().

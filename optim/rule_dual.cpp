@@ -68,7 +68,8 @@ Measured smooth_and_dualize(Context& ctx, Group& group, const RuleStep& step, co
                   .norm = parts.norm,
                   .radius = parts.radius,
                   .transposed = group.transposed,
-                  .into = weight_of(group.blocks[i], step)});
+                  .into = weight_of(group.blocks[i], step),
+                  .lengths = step.measure ? Tensor{} : group.blocks[i].lengths});
   return measured;
 }
 

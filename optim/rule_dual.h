@@ -6,7 +6,8 @@
 // smoothing and the keys that they offer; their files say which. Polar factors of equal matrices are computed
 // as one batch, in bf16 where the model computes in bf16 (but for what runs on the host). Signs are taken
 // while the gradient is smoothed, and move the weight in that pass; Euclidean lengths are measured first, and
-// move the weight in the pass that gives them (moves() of norm.h).
+// move the weight in the pass that gives them (moves() of norm.h); without a memory they are those of the
+// gradient, which the step has measured (Rule::lengths).
 //
 // With a radius the norm that the rule descends under is norm() / radius: dual norms are those of norm(),
 // times the radius. A vector is a matrix of one column; its RMS->RMS norm is its RMS norm.
@@ -37,6 +38,9 @@ class DualRule : public Rule {
   bool scale_free(const Group& group) const override { return state(group).empty() && parts_.polar.eps == 0; }
   std::vector<StateSpec> state(const Group& group) const override {
     return parts_.smoothing.state(group.shape);
+  }
+  Lengths lengths(const Group& group) const override {
+    return state(group).empty() ? lengths_of(norm_of(group), group.transposed) : Lengths::none;
   }
   double work(const Group& group) const override;
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override;

@@ -21,6 +21,8 @@
 // safeguard_warmup leaves the schedule out of s, so that eta does not grow faster while lr is warmed up. lr
 // is what the schedule makes of the key lr, 1.
 //
+// Where no direction needs the next eta, r and s are summed up in the pass that moves the weights.
+//
 // Tensors of sensitivity s_l count as ||s||_1 / s_l and move by 1 / s_l of the step.
 //
 // As for adam, g^2 ends at |g| = 1.8e19 in float32, where v is infinite, and is 0 below 1e-22; either way the
@@ -74,16 +76,32 @@ class Prodigy final : public Rule {
   int64_t scratch_bytes(const Context&, const Group&) const override { return whole_scratch_bytes(); }
 
   Measured prepare(Context& ctx, Group& group, const RuleStep& step) const override {
-    const double clip = step.grad_scale ? *OnHost(ctx, step.grad_scale)->f32() : 1;
-    if (std::isnan(clip)) return {};
-    const Weights weights = weights_of(step);
+    if (in_one_pass()) return {};
+    const std::optional<Weights> weights = clipped_weights(ctx, step);
     Measured sums;
-    for (const Block& block : group.blocks)
-      sums += prepare_block(ctx, block, {.r = weights.r * clip, .s = weights.s * clip});
+    if (weights)
+      for (const Block& block : group.blocks) sums += sum_block(ctx, block, *weights, nullptr);
     return sums;
   }
 
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
+    const std::vector<AdamDirection> list = directions(group, step);
+    if (!in_one_pass()) {
+      adam_direction(ctx, list);
+      return {};
+    }
+    const std::optional<Weights> weights = clipped_weights(ctx, step);
+    Measured sums;
+    if (weights)
+      for (size_t i = 0; i < list.size(); ++i) sums += sum_block(ctx, group.blocks[i], *weights, &list[i]);
+    return sums;
+  }
+
+ private:
+  /// Whether the sums of the next eta may be taken in the pass that makes the directions.
+  bool in_one_pass() const { return beta2_ > 0 && !needs_next_eta(); }
+
+  std::vector<AdamDirection> directions(const Group& group, const RuleStep& step) const {
     const bool moments = beta1_ > 0 || beta2_ > 0;
     const double unit = moments ? step.first_eta : step.eta;  // without them the length of g does not matter
     std::vector<AdamDirection> list;
@@ -99,11 +117,9 @@ class Prodigy final : public Rule {
                       .gain = step.eta / unit,
                       .scale = step.grad_scale,
                       .into = weight_of(block, step)});
-    adam_direction(ctx, list);
-    return {};
+    return list;
   }
 
- private:
   /// r is a number of the whole.
   bool treats_rows_apart(const Group&, bool) const override { return beta2_ == 0; }
 
@@ -123,7 +139,17 @@ class Prodigy final : public Rule {
     return {both, both};
   }
 
-  Measured prepare_block(Context& ctx, const Block& block, const Weights& weights) const {
+  /// Of clipped gradients; nothing when one is not finite.
+  std::optional<Weights> clipped_weights(Context& ctx, const RuleStep& step) const {
+    const double clip = step.grad_scale ? *OnHost(ctx, step.grad_scale)->f32() : 1;
+    if (std::isnan(clip)) return std::nullopt;
+    const Weights weights = weights_of(step);
+    return Weights{.r = weights.r * clip, .s = weights.s * clip};
+  }
+
+  /// Updates r and s; `then` as in EscapeSums.
+  Measured sum_block(Context& ctx, const Block& block, const Weights& weights,
+                     const AdamDirection* then) const {
     if (beta2_ == 0)
       return {.dual = weights.s * sum_abs(ctx, block.grad),
               .along = weights.r * measure_along(ctx, {&block, 1})};
@@ -133,7 +159,8 @@ class Prodigy final : public Rule {
                                             .start = block.anchor,
                                             .s = block.state[0],
                                             .beta = b3,
-                                            .gain = weights.s});
+                                            .gain = weights.s,
+                                            .then = then});
     OnHost kept(ctx, block.state[1]);
     double r = 0;
     load_doubles(&r, *kept);

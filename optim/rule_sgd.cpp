@@ -21,6 +21,9 @@ class Sgd final : public Rule {
   Norm norm() const override { return norm_; }
   std::string describe() const override { return norm_name(norm_) + (normalize_ ? "" : ", step 1/lr"); }
   std::vector<StateSpec> state(const Group& group) const override { return smoothing_.state(group.shape); }
+  Lengths lengths(const Group& group) const override {
+    return normalize_ && state(group).empty() ? lengths_of(norm_, group.transposed) : Lengths::none;
+  }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
     return norm_scratch_bytes(ctx, norm_, group.shape, group.dtype);
   }

@@ -8,8 +8,7 @@
 // by the threads, twice. Columns are measured and moved in sweeps along the rows.
 
 namespace {
-constexpr int64_t kEntryGrain = 16384;   // entries; a thread with fewer costs more than it helps
-constexpr int64_t kLongRow = 64 * 1024;  // entries
+constexpr int64_t kEntryGrain = 16384;  // entries; a thread with fewer costs more than it helps
 
 /// A row, or part of one, that is multiplied by one number.
 template <typename T>
@@ -28,20 +27,20 @@ struct OfColumns {
 };
 
 template <typename T>
-Multiplier<T> to_length(double squares, double length) {
-  return multiplier(static_cast<T>(std::sqrt(squares)), static_cast<T>(length), /*divide=*/true);
+Multiplier<T> to_length(T norm, double length) {
+  return multiplier(norm, static_cast<T>(length), /*divide=*/true);
 }
 
 template <typename T>
 void unit_rows(Context& ctx, const UnitLines& a) {
   const int64_t rows = a.g.rows(), cols = a.g.cols();
-  const T* g = reals_of<T>(a.g);
+  const T *g = reals_of<T>(a.g), *norms = reals_of<T>(a.norms);
   const cpu::Mover<T> mover(a.u, a.into);
   deal_out(ctx, rows, std::max<int64_t>(1, kEntryGrain / cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const T* row = g + r * cols;
-      const double squares = cpu::sum_of_products(row, row, cols);
-      mover.go(r * cols, (r + 1) * cols, OfRow<T>{g, to_length<T>(squares, a.factor)});
+      const T norm = norms != nullptr ? norms[r] : static_cast<T>(std::sqrt(cpu::sum_of_squares(row, cols)));
+      mover.go(r * cols, (r + 1) * cols, OfRow<T>{g, to_length(norm, a.factor)});
     }
   });
 }
@@ -49,10 +48,12 @@ void unit_rows(Context& ctx, const UnitLines& a) {
 template <typename T>
 void unit_long_rows(Context& ctx, const UnitLines& a) {
   const int64_t cols = a.g.cols();
-  const T* g = reals_of<T>(a.g);
+  const T *g = reals_of<T>(a.g), *norms = reals_of<T>(a.norms);
   const cpu::Mover<T> mover(a.u, a.into);
   for (int64_t r = 0; r < a.g.rows(); ++r) {
-    const OfRow<T> row{g, to_length<T>(cpu::sum_of_squares(ctx, a.g.slice(r, 1)), a.factor)};
+    const T norm =
+        norms != nullptr ? norms[r] : static_cast<T>(std::sqrt(cpu::sum_of_squares(ctx, a.g.slice(r, 1))));
+    const OfRow<T> row{g, to_length(norm, a.factor)};
     deal_out(ctx, cols, kEntryGrain,
              [&](int64_t begin, int64_t end) { mover.go(r * cols + begin, r * cols + end, row); });
   }
@@ -74,12 +75,13 @@ template <typename T>
 void unit_columns(Context& ctx, const UnitLines& a) {
   const int64_t cols = a.g.cols();
   Scratch::Frame frame(ctx.scratch);
-  const Tensor norms = frame.tensor({cols}, a.g.dtype), lifted = frame.tensor({cols}, a.g.dtype);
-  cpu::col_norms(ctx, {.norms = norms, .x = a.g});
-  T *scales = reals_of<T>(norms), *lifts = reals_of<T>(lifted);
+  const Tensor own = frame.tensor({cols}, a.g.dtype), lifted = frame.tensor({cols}, a.g.dtype);
+  if (!a.norms) cpu::col_norms(ctx, {.norms = own, .x = a.g});
+  const T* norms = reals_of<T>(a.norms ? a.norms : own);
+  T *scales = reals_of<T>(own), *lifts = reals_of<T>(lifted);
   bool lift = false;
   for (int64_t c = 0; c < cols; ++c) {
-    const Multiplier<T> by = multiplier(scales[c], static_cast<T>(a.factor), /*divide=*/true);
+    const Multiplier<T> by = to_length(norms[c], a.factor);
     lifts[c] = by.lift, scales[c] = by.scale;
     lift = lift || by.lift != 1;
   }
@@ -92,7 +94,7 @@ void cpu::unit_lines(Context& ctx, const UnitLines& args) {
   if (args.g.size() == 0 || std::isnan(read_scale(args.into.guard))) return;
   for_real_type(args.g.dtype, [&]<typename T>(T) {
     if (args.lines == Lines::columns) return unit_columns<T>(ctx, args);
-    if (args.g.cols() > kLongRow) return unit_long_rows<T>(ctx, args);
+    if (args.g.cols() > cpu::kLongRow) return unit_long_rows<T>(ctx, args);
     unit_rows<T>(ctx, args);
   });
 }

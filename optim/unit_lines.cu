@@ -58,11 +58,14 @@ void unit_lines_of(Context& ctx, const UnitLines& args, const Tensor& norms) {
 void gpu::unit_lines(Context& ctx, const UnitLines& args) {
   const bool by_rows = args.lines == Lines::rows;
   Scratch::Frame frame(ctx.scratch);
-  const Tensor norms = frame.tensor({by_rows ? args.g.rows() : args.g.cols()}, args.g.dtype);
-  if (by_rows)
-    gpu::row_norms(ctx, {.norms = norms, .x = args.g});
-  else
-    gpu::col_norms(ctx, {.norms = norms, .x = args.g});
+  Tensor norms = args.norms;
+  if (!norms) {
+    norms = frame.tensor({by_rows ? args.g.rows() : args.g.cols()}, args.g.dtype);
+    if (by_rows)
+      gpu::row_norms(ctx, {.norms = norms, .x = args.g});
+    else
+      gpu::col_norms(ctx, {.norms = norms, .x = args.g});
+  }
   if (args.g.dtype == DType::f64) return unit_lines_of<double>(ctx, args, norms);
   unit_lines_of<float>(ctx, args, norms);
 }

@@ -12,7 +12,8 @@
 // While into.guard is NaN, nothing is written.
 //
 // Deterministic, also for any number of threads. On a GPU it only enqueues work. Memory that is moved: g
-// once, u or w on top; g once more for lines that the caches cannot hold, and on a GPU for all. Scratch:
+// once, u or w on top; where norms are not given, g once more for lines that the caches cannot hold, and on a
+// GPU for all. row_norms and col_norms (reduce.h) take them, with the same bits. Scratch:
 // unit_lines_scratch_bytes().
 #pragma once
 
@@ -25,6 +26,7 @@ struct UnitLines {
   Tensor g;           // (rows, cols)
   Lines lines;        // which lines are given their length
   double factor = 1;  // that length
+  Tensor norms = {};  // (lines) ||g_l||_2, of g's dtype, where they are known; absent: measured here
   ApplyTo into = {};  // the weight that u moves
 };
 
@@ -49,6 +51,9 @@ inline void unit_lines(Context& ctx, const UnitLines& args) {
   expect(args.g.shape.rank() == 2, "unit_lines: g must be a matrix");
   if (args.u) expect_shape(args.u, args.g.shape, "unit_lines: u");
   expect_directed(args.u, args.g, args.into, "unit_lines: w or copy do not fit g, or u not w");
+  expect(!args.norms || (args.norms.dtype == args.g.dtype &&
+                         args.norms.size() == (args.lines == Lines::rows ? args.g.rows() : args.g.cols())),
+         "unit_lines: need a norm of g's dtype for each line");
   expect((!args.u || args.u.dtype == args.g.dtype) && (!args.into.w || args.into.w.dtype == args.g.dtype),
          "unit_lines: u and w need the dtype of g");
   ON_DEVICE(unit_lines, ctx, args);

@@ -1,7 +1,6 @@
 #include "optim/update.h"
 
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -72,13 +71,6 @@ struct Given {
   T operator()(int64_t i) const { return u[i]; }
 };
 
-/// What one entry of a list is to its threads: n elements, and how to go through a range of them. Empty when
-/// nothing is to be written.
-struct Pass {
-  int64_t n = 0;
-  std::function<void(int64_t begin, int64_t end)> go = {};
-};
-
 void go_through(Context& ctx, std::span<const Pass> passes) {
   std::vector<Share> shares;
   for (const Pass& pass : passes) shares.push_back({pass.n, kGrain});
@@ -126,22 +118,23 @@ Pass adam_with(const AdamDirection& a, T scale) {
 }
 
 template <typename T>
-Pass adam_pass(const AdamDirection& a) {
-  const float scale = read_scale(a.scale);
-  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return {};
-  if (a.m && a.v) return adam_with<true, true, T>(a, scale);
-  if (a.m) return adam_with<true, false, T>(a, scale);
-  if (a.v) return adam_with<false, true, T>(a, scale);
-  return adam_with<false, false, T>(a, scale);
-}
-
-template <typename T>
 Pass apply_pass(const ApplyUpdate& a) {
   if (std::isnan(read_scale(a.guard))) return {};
   const ApplyTo into{.w = a.w, .copy = a.copy, .step = a.step, .decay = a.decay, .cautious = a.cautious};
   return pass_of<T>(a.u, {}, into, Given<T>{reals_of<T>(a.u)});
 }
 }  // namespace
+
+Pass adam_pass(const AdamDirection& a) {
+  const float scale = read_scale(a.scale);
+  if (std::isnan(scale) || std::isnan(read_scale(a.into.guard))) return {};
+  return for_real_type(a.g.dtype, [&]<typename T>(T) {
+    if (a.m && a.v) return adam_with<true, true, T>(a, scale);
+    if (a.m) return adam_with<true, false, T>(a, scale);
+    if (a.v) return adam_with<false, true, T>(a, scale);
+    return adam_with<false, false, T>(a, scale);
+  });
+}
 
 void smooth(Context& ctx, std::span<const Smooth> list) {
   std::vector<Pass> passes;
@@ -152,8 +145,7 @@ void smooth(Context& ctx, std::span<const Smooth> list) {
 
 void adam_direction(Context& ctx, std::span<const AdamDirection> list) {
   std::vector<Pass> passes;
-  for (const AdamDirection& a : list)
-    passes.push_back(for_real_type(a.g.dtype, [&]<typename T>(T) { return adam_pass<T>(a); }));
+  for (const AdamDirection& a : list) passes.push_back(adam_pass(a));
   go_through(ctx, passes);
 }
 

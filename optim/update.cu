@@ -1,25 +1,13 @@
 #include <vector>
 
 #include "model/kernels/chunks.h"
-#include "optim/move.cuh"
+#include "optim/adam.cuh"
 
 // Memory-bound: four elements of each tensor per thread at a time, all tensors of a call in one launch.
 // Gradients, weights and directions may be read again soon; moments only at the next step. T is float, or
 // double for entries in float64.
 
 namespace {
-__device__ __forceinline__ float root_of(float x) {
-  return sqrtf(x);
-}
-__device__ __forceinline__ double root_of(double x) {
-  return sqrt(x);
-}
-__device__ __forceinline__ float size_of(float x) {
-  return fabsf(x);
-}
-__device__ __forceinline__ double size_of(double x) {
-  return fabs(x);
-}
 template <typename T>
 __device__ __forceinline__ T sign_of(T x) {
   return x > 0 ? T(1) : (x < 0 ? T(-1) : x);  // 0 and NaN stay
@@ -81,17 +69,6 @@ __global__ void __launch_bounds__(kChunkThreads)
 }
 
 template <typename T>
-struct AdamEntry {
-  T *u, *m, *v;
-  const T* g;
-  int64_t n;
-  Guards guards;
-  Target<T> into;
-  T gain, beta1, beta2, eps, inverse1, inverse2;
-  bool wide;
-};
-
-template <typename T>
 __global__ void __launch_bounds__(kChunkThreads)
     adam_kernel(const __grid_constant__ ChunkTable<AdamEntry<T>> table) {
   const Chunk chunk = chunk_of_block(table);
@@ -100,26 +77,7 @@ __global__ void __launch_bounds__(kChunkThreads)
   const T scale = read_scale(a.guards.scale);
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
-    Pack<T, N> u = load<T, N>(a.g + i), m{}, v{};
-    if (a.m != nullptr) m = load_streaming<T, N>(a.m + i);
-    if (a.v != nullptr) v = load_streaming<T, N>(a.v + i);
-    const Pack<T, N> w = load_weights<N>(a.into, i);
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const T x = scale * (a.gain * u.v[k]);
-      m.v[k] = a.m != nullptr ? a.beta1 * m.v[k] + (T(1) - a.beta1) * x : x;
-      T root = size_of(x);  // not sqrt(x * x), which underflows
-      if (a.v != nullptr) {
-        v.v[k] = a.beta2 * v.v[k] + (T(1) - a.beta2) * x * x;
-        root = root_of(v.v[k] * a.inverse2);
-      }
-      const T denominator = root + a.eps;
-      u.v[k] = denominator == T(0) ? T(0) : m.v[k] * a.inverse1 / denominator;
-    }
-    if (a.m != nullptr) store_streaming<T, N>(a.m + i, m);
-    if (a.v != nullptr) store_streaming<T, N>(a.v + i, v);
-    if (a.u != nullptr) store<T, N>(a.u + i, u);
-    move<N>(a.into, i, w, u);
+    adam_step<N>(a, scale, i, load<T, N>(a.g + i), load_weights<N>(a.into, i));
   });
 }
 
@@ -206,21 +164,7 @@ template <typename T>
 void adam_all(Context& ctx, std::span<const AdamDirection> list) {
   std::vector<AdamEntry<T>> entries;
   for (const AdamDirection& a : list)
-    if (a.g.size() > 0)
-      entries.push_back({.u = data_of<T>(a.u),
-                         .m = data_of<T>(a.m),
-                         .v = data_of<T>(a.v),
-                         .g = data_of<T>(a.g),
-                         .n = a.g.size(),
-                         .guards = {data_of<float>(a.scale), data_of<float>(a.into.guard)},
-                         .into = target_of<T>(a.into),
-                         .gain = static_cast<T>(a.gain),
-                         .beta1 = static_cast<T>(a.beta1),
-                         .beta2 = static_cast<T>(a.beta2),
-                         .eps = static_cast<T>(a.eps),
-                         .inverse1 = T(1) / static_cast<T>(a.correction1),
-                         .inverse2 = T(1) / static_cast<T>(a.correction2),
-                         .wide = aligned_for_four(a.u, a.m, a.v, a.g, a.into.w, a.into.copy)});
+    if (a.g.size() > 0) entries.push_back(adam_entry<T>(a));
   launch_all(ctx, adam_kernel<T>, entries);
 }
 

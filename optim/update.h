@@ -196,13 +196,16 @@ inline void smooth(Context& ctx, const Smooth& args) {
   smooth(ctx, std::span(&args, 1));
 }
 
-inline void adam_direction(Context& ctx, std::span<const AdamDirection> list) {
+inline void expect_adam(std::span<const AdamDirection> list) {
   for (const AdamDirection& args : list) {
     expect_directed(args.u, args.g, args.into, "adam_direction: u, w or copy do not fit g, or u not w");
     expect(args.g.dtype == list[0].g.dtype, "adam_direction: entries differ in dtype");
     expect(args.m ? args.m.size() == args.g.size() : args.beta1 == 0, "adam_direction: m must have g's size");
     expect(args.v ? args.v.size() == args.g.size() : args.beta2 == 0, "adam_direction: v must have g's size");
   }
+}
+inline void adam_direction(Context& ctx, std::span<const AdamDirection> list) {
+  expect_adam(list);
   ON_DEVICE(adam_direction, ctx, list);
 }
 inline void adam_direction(Context& ctx, const AdamDirection& args) {

@@ -128,6 +128,9 @@ std::vector<OpCase> test_cases() {
                                        {517, 36}}) {
         add(unit_lines_case(lines, rows, cols, to));
         add(in_float64(unit_lines_case(lines, rows, cols, to)));
+        if (to != UnitInto::u) continue;
+        add(unit_lines_of_known_norms_case(lines, rows, cols));
+        add(in_float64(unit_lines_of_known_norms_case(lines, rows, cols)));
       }
   for (const char* op : {"sum_of_squares", "dot", "sum_abs", "max_abs"})
     for (int64_t n : {1, 15, 1025, 300000}) {
@@ -135,10 +138,11 @@ std::vector<OpCase> test_cases() {
       add(in_float64(whole_tensor_case(op, n)));
     }
   for (int64_t n : {1, 15, 1025, 300003})
-    for (bool sums : {false, true}) {
-      add(escape_sums_case(n, sums));
-      add(in_float64(escape_sums_case(n, sums)));
-    }
+    for (bool sums : {false, true})
+      for (bool steps : {false, true}) {
+        add(escape_sums_case(n, sums, steps));
+        add(in_float64(escape_sums_case(n, sums, steps)));
+      }
   for (int64_t n : {1, 33, 5000})
     for (bool accumulate : {false, true}) add(mean_case(n, accumulate));
   // One tensor, some of odd sizes, larger than a chunk, and more than the arguments of a launch list.
@@ -225,7 +229,8 @@ std::vector<OpCase> training_cases(const TrainingSizes& sizes) {
                             unit_lines_case(Lines::rows, 4 * C, C, UnitInto::w),
                             unit_lines_case(Lines::columns, 4 * C, C, UnitInto::w),
                             unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w),
-                            escape_sums_case(4 * C * C, true)};
+                            escape_sums_case(4 * C * C, true),
+                            escape_sums_case(4 * C * C, true, true)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

@@ -98,14 +98,15 @@ template <typename T>
 double RuleDriverOf<T>::step(const std::vector<M>& gradients, double sharpness) {
   for (size_t i = 0; i < gradients.size(); ++i) upload(ctx_, group_.blocks[i].grad, gradients[i]);
   RuleStep step{.t = ++t_, .measure = sharpness > 0, .lr = rule_->lr()};
+  Measured measured;
   if (escape_) {
     step.eta = escape_->eta(), step.first_eta = escape_->first();
     step.lr *= step.eta;
-    const Measured sums = rule_->prepare(ctx_, group_, step);
-    step.next_eta = escape_->after(sums);
-    escape_->update(sums);
+    measured = rule_->prepare(ctx_, group_, step);
+    step.next_eta = escape_->after(measured);
   }
-  const Measured measured = rule_->direction(ctx_, group_, step);
+  measured += rule_->direction(ctx_, group_, step);
+  if (escape_) escape_->update(measured);
   const double lr = sharpness > 0 ? measured.dual / rule_->sensitivity() / sharpness : step.lr;
   if (rule_->hyperball()) hyperball(ctx_, group_.blocks, lr, t_ == 1);
   for (const Block& block : group_.blocks)

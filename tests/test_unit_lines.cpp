@@ -155,6 +155,46 @@ TEST_P(UnitLinesOn, WrongOperandsAreErrors) {
   EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = small.w, .start = o.u}), ShapeError);
   EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = o.w, .start = wide.u}), ShapeError);
   EXPECT_THROW(escape_sums(ctx, {.g = o.g, .w = o.w, .start = {}}), ShapeError);
+  const auto then = [&](const Tensor& g, const Tensor& w) {
+    const AdamDirection step{.g = g, .beta1 = 0, .beta2 = 0, .eps = 1, .into = {.w = w}};
+    escape_sums(ctx, {.g = o.g, .w = o.w, .start = o.u, .then = &step});
+  };
+  EXPECT_THROW(then(o.u, o.w), ShapeError);
+  EXPECT_THROW(then(o.g, o.u), ShapeError);
+  EXPECT_THROW(unit_lines(ctx, {.u = o.u, .g = o.g, .lines = Lines::rows, .norms = o.w}), ShapeError);
+  EXPECT_THROW(
+      unit_lines(ctx, {.u = o.u, .g = o.g, .lines = Lines::rows, .norms = wide.w.view({48}).slice(0, 6)}),
+      ShapeError);
+}
+
+// Sums and the step of Adam in one pass: the bits of one after the other.
+TEST_P(UnitLinesOn, AStepAfterItsSums) {
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const bool copies : {false, true})
+      for (const double guard : {1.0, kNaN}) {
+        const Shape shape{3, 5001};
+        const Operands apart(ctx, shape, dtype, guard), fused(ctx, shape, dtype, guard);
+        const Operands states[] = {{ctx, shape, dtype}, {ctx, shape, dtype}};
+        Measured found[2];
+        for (const int k : {0, 1}) {
+          const Operands& o = k == 0 ? apart : fused;
+          const AdamDirection step{.m = states[k].w,
+                                   .g = o.g,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0,
+                                   .eps = 0.1,
+                                   .gain = 1.5,
+                                   .into = o.into(copies)};
+          EscapeSums sums{.g = o.g, .w = o.w, .start = states[k].g, .s = states[k].u, .beta = 0.5};
+          if (k == 1) sums.then = &step;
+          found[k] = escape_sums(ctx, sums);
+          if (k == 0) adam_direction(ctx, step);
+        }
+        EXPECT_EQ(found[0].along, found[1].along);
+        EXPECT_EQ(found[0].dual, found[1].dual);
+        EXPECT_EQ(apart.values(ctx), fused.values(ctx));
+        EXPECT_EQ(states[0].values(ctx), states[1].values(ctx));
+      }
 }
 
 TEST_P(UnitLinesOn, ANaNReachesTheSums) {

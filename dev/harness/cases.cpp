@@ -212,16 +212,18 @@ const std::vector<Maker>& makers() {
       {{"max_abs", "n", ""}, [](Sizes& s, V) { return whole_tensor_case("max_abs", s["n"]); }},
       {{"row_norms", "rows,cols", ""}, [](Sizes& s, V) { return norms_case(true, s["rows"], s["cols"]); }},
       {{"col_norms", "rows,cols", ""}, [](Sizes& s, V) { return norms_case(false, s["rows"], s["cols"]); }},
-      {{"unit_lines", "rows,cols", "columns in_place into cautious"},
+      {{"unit_lines", "rows,cols", "columns in_place into cautious norms"},
        [](Sizes& s, V) {
          const Lines lines = s.word("columns") ? Lines::columns : Lines::rows;
+         if (s.word("norms")) return unit_lines_of_known_norms_case(lines, s["rows"], s["cols"]);
          return unit_lines_case(lines, s["rows"], s["cols"],
                                 s.word("in_place")   ? UnitInto::g
                                 : s.word("into")     ? UnitInto::w
                                 : s.word("cautious") ? UnitInto::cautious
                                                      : UnitInto::u);
        }},
-      {{"escape_sums", "n", "s"}, [](Sizes& s, V) { return escape_sums_case(s["n"], s.word("s")); }},
+      {{"escape_sums", "n", "s then"},
+       [](Sizes& s, V) { return escape_sums_case(s["n"], s.word("s"), s.word("then")); }},
       {{"line_norms", "batch,rows,cols,num,den", "columns f64"},
        [](Sizes& s, V) { return line_norms_case(lines_of(s)); }},
       {{"line_duals", "batch,rows,cols,num,den", "columns f64 in_place"},

@@ -61,23 +61,59 @@ inline OpCase unit_lines_case(Lines lines, int64_t rows, int64_t cols, UnitInto 
               [=](const Context&) { return unit_lines_scratch_bytes(rows, cols, lines, DType::f64); }};
 }
 
-/// `sums`: with a running sum of gradients.
-inline OpCase escape_sums_case(int64_t n, bool sums) {
-  OpCase made{.name = case_name("escape_sums", {{"n", n}}) + (sums ? ",s" : ""),
+/// Lines whose lengths are known: those that the operation takes are not these.
+inline OpCase unit_lines_of_known_norms_case(Lines lines, int64_t rows, int64_t cols) {
+  const bool by_rows = lines == Lines::rows;
+  const Shape shape{rows, cols};
+  return {
+      .name =
+          case_name("unit_lines", {{"rows", rows}, {"cols", cols}}) + (by_rows ? "" : ",columns") + ",norms",
+      .operands = {{.name = "g", .shape = shape},
+                   {.name = "norms", .shape = {by_rows ? rows : cols}, .offset = 8},
+                   {.name = "u", .shape = shape, .output = true}},
+      .run =
+          [=](Context& ctx, const Tensors& t) {
+            unit_lines(
+                ctx, {.u = t.at("u"), .g = t.at("g"), .lines = lines, .factor = 1.5, .norms = t.at("norms")});
+          },
+      .oracle =
+          [=](Values& v) {
+            for (int64_t i = 0; i < rows * cols; ++i)
+              v["u"][i] = 1.5 * v["g"][i] / v["norms"][by_rows ? i / cols : i % cols];
+          },
+      .tolerance = 2e-6,
+      .bytes = 8.0 * rows * cols,
+      .scratch_bytes =
+          [=](const Context&) { return unit_lines_scratch_bytes(rows, cols, lines, DType::f64); }};
+}
+
+/// `sums`: with a running sum of gradients. `steps`: and the step that Adam makes of g, into w.
+inline OpCase escape_sums_case(int64_t n, bool sums, bool steps = false) {
+  OpCase made{.name = case_name("escape_sums", {{"n", n}}) + (sums ? ",s" : "") + (steps ? ",then" : ""),
               .operands = {{.name = "g", .shape = {n}},
-                           {.name = "w", .shape = {n}},
+                           {.name = "w", .shape = {n}, .output = true},
                            {.name = "start", .shape = {n}, .offset = 0.5},
                            {.name = "s", .shape = {n}, .output = true},
+                           {.name = "m", .shape = {n}, .output = true},
+                           {.name = "v", .shape = {n}, .output = true},
                            {.name = "along", .shape = {1}, .output = true},
                            {.name = "dual", .shape = {1}, .output = true}},
               .run =
                   [=](Context& ctx, const Tensors& t) {
+                    const AdamDirection step{.m = t.at("m"),
+                                             .v = t.at("v"),
+                                             .g = t.at("g"),
+                                             .beta1 = 0.875,
+                                             .beta2 = 0.75,
+                                             .eps = 0.125,
+                                             .into = {.w = t.at("w"), .step = 0.5, .decay = 0.25}};
                     const Measured found = escape_sums(ctx, {.g = t.at("g"),
                                                              .w = t.at("w"),
                                                              .start = t.at("start"),
                                                              .s = sums ? t.at("s") : Tensor{},
                                                              .beta = 0.875,
-                                                             .gain = 0.25});
+                                                             .gain = 0.25,
+                                                             .then = steps ? &step : nullptr});
                     put_number(ctx, t.at("along"), found.along);
                     put_number(ctx, t.at("dual"), found.dual);
                   },
@@ -85,15 +121,23 @@ inline OpCase escape_sums_case(int64_t n, bool sums) {
                   [=](Values& v) {
                     double along = 0, dual = 0;
                     for (int64_t i = 0; i < n; ++i) {
-                      along += v["g"][i] * (v["start"][i] - v["w"][i]);
-                      if (!sums) continue;
-                      v["s"][i] = 0.875 * v["s"][i] + 0.25 * v["g"][i];
-                      dual += std::abs(v["s"][i]);
+                      const double g = v["g"][i];
+                      double &w = v["w"][i], &s = v["s"][i], &first = v["m"][i], &second = v["v"][i];
+                      along += g * (v["start"][i] - w);
+                      if (sums) s = 0.875 * s + 0.25 * g, dual += std::abs(s);
+                      if (!steps) continue;
+                      first = 0.875 * first + 0.125 * g;
+                      second = 0.75 * second + 0.25 * g * g;
+                      w -= 0.25 * w + 0.5 * first / (std::sqrt(second) + 0.125);
                     }
                     v["along"][0] = along, v["dual"][0] = dual;
                   },
               .tolerance = 1e-6,
-              .bytes = (sums ? 20.0 : 12.0) * n,
+              .bytes = ((sums ? 20.0 : 12.0) + (steps ? 20.0 : 0)) * n,
+              .prepare =
+                  [](Values& v) {
+                    for (double& value : v["v"]) value = std::abs(value);
+                  },
               .scratch_bytes = [](const Context&) { return whole_scratch_bytes(); }};
   return made;
 }
