@@ -61,18 +61,16 @@ struct RuleBench : HiddenMatrices {
     ctx.profile = nullptr;
     return profile;
   }
-  /// FLOPs of a step, in the mean, and the time of LAPACK's.
+  /// FLOPs of a step, in the mean.
   struct Flops {
-    double products = 0, lapack = 0, lapack_seconds = 0;
+    double products = 0, lapack = 0;
   };
   static Flops flops(const Profile& profile, int64_t steps) {
     Flops sum;
     for (const Profile::Row& row : profile.rows()) {
       const double work = row.work.flops / static_cast<double>(steps);
       if (row.op.find("matmul") != std::string::npos) sum.products += work;
-      if (std::ranges::count(kLapack, row.op) == 0) continue;
-      sum.lapack += work;
-      sum.lapack_seconds += row.seconds / static_cast<double>(steps);
+      if (std::ranges::count(kLapack, row.op) > 0) sum.lapack += work;
     }
     return sum;
   }
@@ -80,26 +78,29 @@ struct RuleBench : HiddenMatrices {
 
 /// A mean step and what it would take at the rates of that moment.
 struct Round {
-  double seconds, floor, lapack_floor;
+  double seconds, floor;
+  double in_lapack, lapack_floor;  // the part of each that is LAPACK's
   MachineRates rates;
   double ratio() const { return seconds / floor; }
-  /// Of what is not LAPACK, given the time that that takes.
-  double ratio_around(double lapack_seconds) const {
-    return (seconds - lapack_seconds) / (floor - lapack_floor);
-  }
 };
 
 /// The mean of steps from `first` on, each followed by passes over memory.
-Round measure_round(RuleBench& run, MemoryPasses& passes, int64_t first, int64_t steps) {
-  double seconds = 0, per_byte = 0, per_read = 0;
+Round measure_round(RuleBench& run, MemoryPasses& passes, int64_t first, int64_t steps, bool lapack) {
+  double seconds = 0, per_byte = 0, per_read = 0, in_lapack = 0;
+  Profile profile;
   for (int64_t t = 0; t < steps; ++t) {
+    run.ctx.profile = lapack ? &profile : nullptr;
     seconds += run.seconds(first + t, 1);
+    run.ctx.profile = nullptr;
     const MemoryRates rates = passes.measure();
     per_byte += 1 / rates.bytes, per_read += 1 / rates.reads;
   }
+  for (const Profile::Row& row : profile.rows())
+    if (std::ranges::count(kLapack, row.op) > 0) in_lapack += row.seconds;
   const auto n = static_cast<double>(steps);
   return {.seconds = seconds / n,
           .floor = 0,
+          .in_lapack = in_lapack / n,
           .lapack_floor = 0,
           .rates = {.memory = {.bytes = n / per_byte, .reads = n / per_read}}};
 }
@@ -111,7 +112,7 @@ std::vector<Round> measure(RuleBench& run, const RuleBench::Flops& flops, int64_
   const RuleBench::Traffic traffic = run.traffic();
   double before = measure_product_rate(run.ctx), spent = 0;
   for (int64_t k = 0; k < kRounds && spent < kEnough; ++k) {
-    Round round = measure_round(run, passes, (2 + k) * steps, steps);
+    Round round = measure_round(run, passes, (2 + k) * steps, steps, flops.lapack > 0);
     const double after = measure_product_rate(run.ctx);
     round.rates.flops = (before + after) / 2;
     round.lapack_floor = 2 * flops.lapack / round.rates.flops;
@@ -134,10 +135,10 @@ void print_parts(const Profile& profile, int64_t steps) {
 }
 
 void print_lapack(const RuleBench::Flops& flops, const Round& round) {
+  const double around = round.seconds - round.in_lapack, floor = round.floor - round.lapack_floor;
   fmt::print("    in LAPACK {:.2f} ms, {:.0f} GFLOP/s; around it {:.2f} ms, floor {:.2f} ms, ratio {:.2f}\n",
-             1e3 * flops.lapack_seconds, flops.lapack / flops.lapack_seconds / 1e9,
-             1e3 * (round.seconds - flops.lapack_seconds), 1e3 * (round.floor - round.lapack_floor),
-             round.ratio_around(flops.lapack_seconds));
+             1e3 * round.in_lapack, flops.lapack / round.in_lapack / 1e9, 1e3 * around, 1e3 * floor,
+             around / floor);
 }
 
 void bench(Context& ctx, const std::string& model, const BenchOptions& options) {
