@@ -66,6 +66,8 @@ __device__ __forceinline__ void adam_step(const AdamEntry<T>& a, T scale, int64_
     }
     const T denominator = root + a.eps;
     u.v[k] = denominator == T(0) ? T(0) : m.v[k] * a.inverse1 / denominator;
+    m.v[k] = kept_of(m.v[k]);
+    v.v[k] = kept_of(v.v[k]);
   }
   if (a.m != nullptr) store_streaming<T, N>(a.m + i, m);
   if (a.v != nullptr) store_streaming<T, N>(a.v + i, v);

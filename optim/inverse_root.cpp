@@ -106,7 +106,7 @@ class Newton {
 
   /// c = a b, where c may name the memory of a or b: the product goes to the spare matrix, which then is c.
   void multiply(Tensor& c, const Tensor& a, const Tensor& b) {
-    batched_matmul(ctx_, {.c = spare_, .a = a, .b = b, .symmetric = true});
+    batched_matmul(ctx_, {.c = spare_, .a = a, .b = b, .symmetric = true, .drop_denormals = true});
     std::swap(c, spare_);
   }
 

@@ -2,6 +2,8 @@
 // CUDA halves of such operations share. Only .cu files include this.
 #pragma once
 
+#include <cfloat>
+
 #include "model/kernels/cuda.h"
 #include "optim/update.h"
 
@@ -13,6 +15,20 @@ struct Guards {
 __device__ __forceinline__ float read_scale(const float* scale) {
   return scale == nullptr ? 1.0f : *scale;
 }
+/// What state keeps of x: 0 of a denormal (update.h).
+__device__ __forceinline__ float kept_of(float x) {
+  return fabsf(x) < FLT_MIN ? 0.0f : x;
+}
+__device__ __forceinline__ double kept_of(double x) {
+  return fabs(x) < DBL_MIN ? 0.0 : x;
+}
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> kept_of(Pack<T, N> x) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) x.v[k] = kept_of(x.v[k]);
+  return x;
+}
+
 __device__ __forceinline__ bool is_nan(float x) {
   return x != x;
 }

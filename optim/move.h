@@ -2,12 +2,20 @@
 // halves of such operations share.
 #pragma once
 
+#include <cmath>
 #include <functional>
+#include <limits>
 
 #include "model/kernels/simd.h"
 #include "optim/update.h"
 
 namespace cpu {
+/// What state keeps of x: 0 of a denormal (update.h).
+template <typename T>
+T kept_of(T x) {
+  return std::fabs(x) < std::numeric_limits<T>::min() ? T(0) : x;
+}
+
 /// The number behind a `scale` or `guard`; 1 when there is none. NaN means: write nothing.
 inline float read_scale(const Tensor& scale) {
   return scale ? *scale.f32() : 1.0f;

@@ -183,13 +183,13 @@ Tensor gram_polynomial(Context& ctx, const Plan& plan, int first, int last, cons
     polynomial(ctx, step, z, r);
     add_diagonal(ctx, {.x = z, .value = step.a});
     if (k + 1 < last) {  // R of the next X: Z R Z
-      batched_matmul(ctx, {.c = t, .a = r, .b = z, .symmetric = true});
-      batched_matmul(ctx, {.c = r, .a = t, .b = z, .symmetric = true});
+      batched_matmul(ctx, {.c = t, .a = r, .b = z, .symmetric = true, .drop_denormals = true});
+      batched_matmul(ctx, {.c = r, .a = t, .b = z, .symmetric = true, .drop_denormals = true});
     }
     if (k == first) {
       std::swap(q, z);
     } else {
-      batched_matmul(ctx, {.c = t, .a = z, .b = q, .symmetric = true});
+      batched_matmul(ctx, {.c = t, .a = z, .b = q, .symmetric = true, .drop_denormals = true});
       std::swap(q, t);
     }
   }

@@ -127,7 +127,8 @@ Smooth Smoothing::operation(const Block& block, const RuleStep& step) const {
           .gain = ema ? 1 - beta : 1,
           .scale = step.grad_scale,
           .nesterov = nesterov,
-          .look = look && beta != 0 ? std::optional(Look{.m = *look, .g = 1 - *look}) : std::nullopt};
+          .look = look && beta != 0 ? std::optional(Look{.m = *look, .g = 1 - *look}) : std::nullopt,
+          .drop_denormals = true};
 }
 
 ApplyTo weight_of(const Block& block, const RuleStep& step) {

@@ -34,11 +34,12 @@ struct Smoothed {
   const T* g;
   T beta, gain;  // of the new m
   T look, aim;   // of u, from the old m
+  T least;       // below it m keeps 0
   T operator()(int64_t i) const {
     const T x = g[i], old = m[i];
     const T mean = beta * old + gain * x;
     const T direction = kLook ? look * old + aim * x : mean;
-    m[i] = mean;
+    m[i] = std::fabs(mean) < least ? T(0) : mean;
     return kSign ? sign_of(direction) : direction;
   }
 };
@@ -53,10 +54,13 @@ struct Adam {
     const T x = scale * (gain * g[i]);
     T first = x;
     T root = std::fabs(x);  // not sqrt(x * x), which underflows
-    if constexpr (kFirst) m[i] = first = beta1 * m[i] + (T(1) - beta1) * x;
+    if constexpr (kFirst) {
+      first = beta1 * m[i] + (T(1) - beta1) * x;
+      m[i] = kept_of(first);
+    }
     if constexpr (kSecond) {
       const T second = beta2 * v[i] + (T(1) - beta2) * x * x;
-      v[i] = second;
+      v[i] = kept_of(second);
       root = std::sqrt(second * inverse2);
     }
     const T denominator = root + eps;
@@ -92,14 +96,15 @@ Pass smooth_pass(const Smooth& a) {
   const T* const g = reals_of<T>(a.g);
   const T beta = static_cast<T>(a.beta), gain = static_cast<T>(a.gain) * scale;
   const Look mixture = look_of(a);
+  const T least = a.drop_denormals ? std::numeric_limits<T>::min() : T(0);
   const T look = static_cast<T>(mixture.m), aim = static_cast<T>(mixture.g) * scale;
   const auto pass = [&](const auto& direction) { return pass_of<T>(a.g, a.u, a.into, direction); };
   if (m == nullptr && a.sign) return pass(Scaled<true, T>{g, gain});
   if (m == nullptr) return pass(Scaled<false, T>{g, gain});
-  if (looks_ahead(a) && a.sign) return pass(Smoothed<true, true, T>{m, g, beta, gain, look, aim});
-  if (looks_ahead(a)) return pass(Smoothed<true, false, T>{m, g, beta, gain, look, aim});
-  if (a.sign) return pass(Smoothed<false, true, T>{m, g, beta, gain, look, aim});
-  return pass(Smoothed<false, false, T>{m, g, beta, gain, look, aim});
+  if (looks_ahead(a) && a.sign) return pass(Smoothed<true, true, T>{m, g, beta, gain, look, aim, least});
+  if (looks_ahead(a)) return pass(Smoothed<true, false, T>{m, g, beta, gain, look, aim, least});
+  if (a.sign) return pass(Smoothed<false, true, T>{m, g, beta, gain, look, aim, least});
+  return pass(Smoothed<false, false, T>{m, g, beta, gain, look, aim, least});
 }
 
 template <bool kFirst, bool kSecond, typename T>

@@ -24,7 +24,7 @@ struct SmoothEntry {
   Guards guards;
   Target<T> into;
   T beta, gain, look, aim;
-  bool looks, sign, wide;
+  bool looks, sign, drops, wide;
 };
 
 template <typename U, typename G>
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kChunkThreads)
         m.v[k] = beta * old + gain * x;
         u.v[k] = a.looks ? look * old + aim * x : m.v[k];
       }
-      store_streaming<T, N>(a.m + i, m);
+      store_streaming<T, N>(a.m + i, a.drops ? kept_of(m) : m);
     }
     if (a.sign) {
 #pragma unroll
@@ -149,6 +149,7 @@ SmoothEntry<Real<G>> entry_of(const Smooth& a) {
           .aim = static_cast<T>(look.g),
           .looks = looks_ahead(a),
           .sign = a.sign,
+          .drops = a.drop_denormals,
           .wide = aligned_for_four(a.u, a.m, a.g, a.into.w, a.into.copy)};
 }
 

@@ -56,6 +56,27 @@ TEST(Matmul, ArgumentsThatDoNotGoTogetherAreErrors) {
   matmul(ctx, {.c = c, .a = a, .b = b, .dbias = row, .transpose_a = true});
 }
 
+// Gradients of 1e-40 have a direction: batches keep denormal numbers unless they are told that none matters.
+TEST(Matmul, BatchesKeepDenormalNumbers) {
+  for (const int threads : {1, 2}) {
+    Context ctx;
+    use_cpu(ctx, threads);
+    constexpr int64_t n = 160;
+    std::vector<float> tiny(2 * n * n, 1e-40f), one(2 * n * n, 0.0f), product(2 * n * n);
+    for (int64_t i = 0; i < 2; ++i)
+      for (int64_t k = 0; k < n; ++k) one[static_cast<size_t>((i * n + k) * n + k)] = 1;
+    const Shape batch{2, n, n};
+    BatchedMatmul args{.c = {product.data(), batch}, .a = {tiny.data(), batch}, .b = {one.data(), batch}};
+    batched_matmul(ctx, args);
+    EXPECT_EQ(product, tiny);
+    args.drop_denormals = true;
+    batched_matmul(ctx, args);
+    for (const float x : product) ASSERT_TRUE(x == 0 || x == 1e-40f);
+    batched_matmul(ctx, {.c = args.c, .a = args.a, .b = args.b});  // the thread is as it was
+    EXPECT_EQ(product, tiny);
+  }
+}
+
 class GemmCache : public testing::Test {
  protected:
   /// What `action` writes to standard error.

@@ -189,6 +189,52 @@ TEST_P(Update, ALookAtTheNewMeanIsTheMean) {  // Lion(b, b) = Signum
     }
 }
 
+// Without gradients state decays, and ends: float32 below 1e-38 would stay where 0.9 x rounds to x.
+TEST_P(Update, StateThatDecaysEndsAtZero) {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    SCOPED_TRACE(dtype_name(dtype));
+    const double least =
+        dtype == DType::f32 ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+    const Operands o(ctx, dtype, 1);
+    const size_t size = static_cast<size_t>(o.g.size());
+    const std::vector<double> start(size, 3 * least), zero(size, 0.0);
+    const auto check = [&](const std::function<void()>& step, const std::vector<Tensor>& states) {
+      put(ctx, o.g, zero);
+      for (const Tensor& x : states) put(ctx, x, start);
+      for (int t = 0; t < 40; ++t) {
+        step();
+        for (const Tensor& x : states)
+          for (const double value : get(ctx, x)) ASSERT_TRUE(value == 0 || value >= least) << value;
+      }
+      for (const Tensor& x : states) EXPECT_EQ(get(ctx, x), zero);
+    };
+    check(
+        [&] {
+          adam_direction(ctx,
+                         {.u = o.u, .m = o.m, .v = o.v, .g = o.g, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8});
+        },
+        {o.m, o.v});
+    check(
+        [&] {
+          smooth(ctx, {.u = o.u, .m = o.m, .g = o.g, .beta = 0.9, .gain = 0.1, .drop_denormals = true});
+        },
+        {o.m});
+  }
+}
+
+// Gradients as small as that still have a direction.
+TEST_P(Update, DirectionsOfDenormalGradients) {
+  const Operands o(ctx, DType::f32, 1);
+  const std::vector<double> tiny(static_cast<size_t>(o.g.size()), -1e-40);
+  put(ctx, o.g, tiny);
+  for (const bool sign : {true, false}) {
+    put(ctx, o.m, std::vector<double>(tiny.size(), 0.0));
+    smooth(ctx,
+           {.u = o.u, .m = o.m, .g = o.g, .beta = 0.5, .gain = 0.5, .sign = sign, .drop_denormals = true});
+    for (const double u : get(ctx, o.u)) ASSERT_TRUE(sign ? u == -1 : u < 0 && u > -1e-40) << u;
+  }
+}
+
 TEST_P(Update, WrongEntriesAreErrors) {
   Operands o(ctx, DType::f32, 1), wide(ctx, DType::f64, 1);
   EXPECT_THROW(smooth(ctx, {.u = o.u, .g = o.g, .look = Look{.m = 1, .g = 1}}), ShapeError);  // no m

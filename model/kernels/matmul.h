@@ -25,7 +25,8 @@
 // Deterministic on the CPU for a given number of threads, on a GPU for a given GPU, library and choice of
 // algorithms (gemm.h: the choice is kept in a file).
 // A NaN or infinity in a or b reaches c, but beta = 0 ignores what c held.
-// The CPU half is oneDNN's sgemm (for f64 the dgemm of BLAS), the GPU half cuBLASLt.
+// The CPU half is oneDNN's sgemm (for f64 the dgemm of BLAS), the GPU half cuBLASLt. The f32 of matmul on the
+// CPU may take denormal numbers for 0 and make none, and that of batched_matmul where they do not matter.
 #pragma once
 
 #include "model/kernels/context.h"
@@ -46,17 +47,18 @@ struct Matmul {
 };
 
 struct BatchedMatmul {
-  Tensor c;                  // (batch, M, N)
-  Tensor a;                  // (batch, M, K), or (batch, K, M) with transpose_a
-  Tensor b;                  // (batch, K, N), or (batch, N, K) with transpose_b
-  Tensor addend = {};        // (batch, M, N), what beta scales; may alias a or b; absent: the old c
-  bool transpose_a = false;  // use a[i]^T
-  bool transpose_b = false;  // use b[i]^T
-  double alpha = 1;          // scales the products. Rounded to f32 unless all is f64
-  double beta = 0;           // scales the addend. Likewise
-  bool symmetric = false;    // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of
-                             // it). The CPU computes one triangle and mirrors it, so that c is exactly
-                             // symmetric; a GPU computes all of c, which is symmetric to rounding only
+  Tensor c;                     // (batch, M, N)
+  Tensor a;                     // (batch, M, K), or (batch, K, M) with transpose_a
+  Tensor b;                     // (batch, K, N), or (batch, N, K) with transpose_b
+  Tensor addend = {};           // (batch, M, N), what beta scales; may alias a or b; absent: the old c
+  bool transpose_a = false;     // use a[i]^T
+  bool transpose_b = false;     // use b[i]^T
+  double alpha = 1;             // scales the products. Rounded to f32 unless all is f64
+  double beta = 0;              // scales the addend. Likewise
+  bool symmetric = false;       // the caller promises that every c[i] is symmetric (x x^T, or a polynomial of
+                                // it). The CPU computes one triangle and mirrors it, so that c is exactly
+                                // symmetric; a GPU computes all of c, which is symmetric to rounding only
+  bool drop_denormals = false;  // they do not matter: matrices that converge to I or 0 are full of them
 };
 
 /// 2 M N K; of symmetric products too, so that their rate can pass the machine's. Epilogues count their own.
