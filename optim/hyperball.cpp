@@ -7,8 +7,9 @@ namespace {
 /// x <- x / ||x|| * radius, for x as one row.
 void to_radius(Context& ctx, const Tensor& x, const Tensor& norm, const Tensor& radius) {
   row_norms(ctx, {.norms = norm, .x = x});
+  const Tensor lengths = norm.view({1, 1});
+  scale_rows(ctx, {.y = lengths, .x = lengths, .scales = radius, .divide = true});
   scale_rows(ctx, {.y = x, .x = x, .scales = norm, .divide = true});
-  scale_rows(ctx, {.y = x, .x = x, .scales = radius});
 }
 }  // namespace
 

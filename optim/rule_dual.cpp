@@ -19,6 +19,9 @@ PolarMethod read_polar(Keyed& keys, const char* fallback) {
 Norm read_norm(Keyed& keys, const char* fallback, bool (*family)(const Norm&), const char* legal) {
   const std::string name = keys.text("norm", fallback);
   const std::optional<Norm> norm = find_norm(name);
+  if (!norm && (name == "l1-lp" || name == "lp-linf"))
+    throw UsageError(fmt::format("norm={} stands for many, {} {}, put a number from 1 to inf for p: {}", name,
+                                 keys.option(), keys.name(), name == "l1-lp" ? "l1-l1.5" : "l1.5-linf"));
   if (!norm || (family != nullptr && !family(*norm)))
     throw UsageError(
         fmt::format("norm={} is unknown, {} {}, choose one of: {}", name, keys.option(), keys.name(),

@@ -103,6 +103,10 @@ std::vector<OpCase> test_cases() {
     add(in_float64(scale_case(by_rows, 30, 40, true, false)));
     add(norms_case(by_rows, by_rows ? 2 : 513, by_rows ? 8192 : 40));
   }
+  for (const int64_t cols : {70001, 131072}) {  // rows that the threads of a CPU share
+    add(norms_case(true, 2, cols));
+    add(scale_case(true, 2, cols, true, false));
+  }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{139, 4500}, {5003, 3}, {77, 700}})
     add(norms_case(false, rows,
                    cols));  // several sweeps, long slabs, rows that are read as one and some left

@@ -182,7 +182,11 @@ TEST(Rules, Messages) {
   EXPECT_NE(rule_message("scion:constrained=1,wd=0.1"), "");
   EXPECT_NE(rule_message("scion:constrained=1,cautious=1"), "");
   EXPECT_NE(rule_message("scion:norm=l2-l3").find("rms-rms"), std::string::npos);
-  EXPECT_NE(rule_message("steepest:norm=l1-lp").find("with p in [1, inf], as in l1-l1.5"), std::string::npos);
+  EXPECT_NE(rule_message("steepest:norm=l1-lq").find("with p in [1, inf], as in l1-l1.5"), std::string::npos);
+  EXPECT_NE(rule_message("steepest:norm=l1-lp").find("put a number from 1 to inf for p: l1-l1.5"),
+            std::string::npos);
+  EXPECT_NE(rule_message("rownorm:norm=lp-linf").find("put a number from 1 to inf for p: l1.5-linf"),
+            std::string::npos);
   EXPECT_NE(rule_message("normuon:axis=columns").find("auto"), std::string::npos);
   EXPECT_EQ(rule_message("adam:lr=0.1,wd=0.1,cautious=1,s=2,eps=0"), "");
   for (const RuleEntry& entry : rule_table()) EXPECT_EQ(rule_message(entry.name), "");

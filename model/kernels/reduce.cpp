@@ -242,11 +242,14 @@ void scale_by_rows(Context& ctx, const ScaleRows& args) {
   T* y = reals_of<T>(args.y);
   const T factor = static_cast<T>(args.factor);
   const bool divide = args.divide;
-  deal_out(ctx, args.x.rows(), row_grain(cols), [=](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
+  const int64_t pieces = std::max<int64_t>(1, parts_of(cols, cpu::kLongRow));  // of a row
+  deal_out(ctx, args.x.rows() * pieces, row_grain(cols), [=](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t r = piece / pieces, first = piece % pieces * cpu::kLongRow;
       const Multiplier<T> by = multiplier(scales[r], factor, divide);
+      const int64_t stop = r * cols + std::min(cols, first + cpu::kLongRow);
 #pragma omp simd
-      for (int64_t i = r * cols; i < (r + 1) * cols; ++i) y[i] = x[i] * by.lift * by.scale;
+      for (int64_t i = r * cols + first; i < stop; ++i) y[i] = x[i] * by.lift * by.scale;
     }
   });
 }
