@@ -7,16 +7,12 @@
 //   M: the smoothed gradient (momentum, nesterov, ema: Smoothing), with bias_correction a true mean
 //   sides=both   u = (L + eps I)^exponent M (R + eps I)^exponent                   exponent -1/4
 //   sides=one    u = (L + eps I)^exponent M, or M (R + eps I)^exponent when there are fewer columns; -1/2
-//   graft        u <- u ||a||_F / ||u||_F; 0 / 0 = 0
-//     graft=adam     a = G / (sqrt(v / (1 - graft_beta2^t)) + graft_eps), v the mean of G^2
-//     graft=adagrad  a = G / (sqrt(v) + graft_eps), v the sum of G^2
-//     graft=sgd      a = G
+//   graft        u takes the length of another direction: adam's (the default), adagrad's or sgd's (graft.h)
 //
 // Gupta, Koren & Singer, arXiv 1802.09568; equations 12-14 of arXiv 2409.20325, and 15-16: with
 // accumulate=none u is U V^T, the dual vector under l2-l2, also of a gradient of any size or rank, so that
 // shampoo:accumulate=none,momentum=0,graft=none is spectral:ns=svd. exponent=-0.5 on both sides is Shampoo^2
-// (Morwani et al., arXiv 2406.17748), U S^-1 V^T without accumulation. Grafting: Agarwal et al., arXiv
-// 2002.11803.
+// (Morwani et al., arXiv 2406.17748), U S^-1 V^T without accumulation.
 //
 // eps is absolute, in units of G^2: where the eigenvalues of L and R are below it the roots are those of eps,
 // and u shrinks with G (grafting gives it its size back). 0 takes pseudo-inverses (root=eigen), which leave
@@ -47,6 +43,7 @@
 #include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
 #include "optim/at_once.h"
+#include "optim/graft.h"
 #include "optim/inverse_root.h"
 #include "optim/kronecker.h"
 #include "optim/pieces.h"
@@ -57,7 +54,6 @@ namespace {
 constexpr const char* kAccumulate[] = {"ema", "sum", "none"};
 constexpr const char* kSidesNames[] = {"both", "one"};
 constexpr const char* kRoots[] = {"eigen", "newton"};
-constexpr const char* kGrafts[] = {"adam", "adagrad", "sgd", "none"};
 
 /// Where shampoo and oneside differ.
 struct Defaults {
@@ -80,9 +76,7 @@ class Shampoo final : public Rule {
     eps_ = keys.number("eps", alone() ? 0 : defaults.eps, 0, 1e6);
     block_ = keys.integer("block", 1024, 0, 1 << 20);
     read_root(keys);
-    graft_ = keys.choice("graft", "adam", kGrafts);
-    if (graft_ == "adam") graft_beta2_ = keys.number("graft_beta2", defaults.graft_beta2, 0, 0.999999);
-    if (by_moments()) graft_eps_ = keys.number("graft_eps", 1e-8, 0, 1);
+    graft_ = Graft(keys, defaults.graft_beta2);
   }
 
   Norm norm() const override { return {NormKind::l2_l2}; }
@@ -122,9 +116,6 @@ class Shampoo final : public Rule {
   /// Without accumulation the roots belong to a single gradient, whose smallest singular values a Gram matrix
   /// in float32 would lose: their squares. On the host anyway, it is float64 then.
   bool wide(DType dtype) const { return alone() && root_ == RootMethod::eigen && dtype == DType::f32; }
-  /// Grafting divides by the root of v, which is kept unless it is that of the newest gradient alone.
-  bool by_moments() const { return graft_ == "adam" || graft_ == "adagrad"; }
-  bool keeps_v() const { return graft_beta2_ > 0 || graft_ == "adagrad"; }
   bool keeps_roots() const { return !alone() && freq_ > 1; }
   bool has(Side side, const PieceGrid& grid) const {
     return both_ || (side == Side::left) == (grid.rows <= grid.cols);
@@ -142,16 +133,16 @@ class Shampoo final : public Rule {
   Tensor current_roots(Context& ctx, const Batch& batch, Side side, const RuleStep& step) const;
   Tensor roots(Context& ctx, const Batch& batch, Side side, const RuleStep& step) const;
   void take_roots(Context& ctx, const Tensor& a) const;
-  void graft_directions(Context& ctx, Blocks blocks, const Tensor& to, const RuleStep& step) const;
   void smooth_gradients(Context& ctx, Blocks blocks, const RuleStep& step) const;
   double precondition(Context& ctx, const Batch& batch, std::span<const Tensor> grafts,
                       const RuleStep& step) const;
   Measured some_blocks(Context& ctx, Blocks blocks, const RuleStep& step) const;
 
   Smoothing smoothing_;
-  std::string accumulate_, graft_;
+  Graft graft_;
+  std::string accumulate_;
   bool both_, bias_correction_;
-  double beta_ = 0, exponent_, eps_, graft_beta2_ = 0, graft_eps_ = 0;
+  double beta_ = 0, exponent_, eps_;
   int64_t freq_ = 1, block_;
   RootMethod root_ = RootMethod::eigen;
   int steps_ = 30;
@@ -181,7 +172,7 @@ int64_t Shampoo::largest_side(const PieceGrid& grid) const {
 
 std::vector<StateSpec> Shampoo::state_of_shape(const Shape& block) const {
   std::vector<StateSpec> specs = smoothing_.state(block);
-  if (keeps_v()) specs.push_back({.name = "v", .shape = block});
+  if (graft_.keeps_v()) specs.push_back({.name = "v", .shape = block});
   if (alone()) return specs;
   const std::vector<PieceGrid> grids = pieces_of(block, block_);
   for (const char* suffix : {"", kRootSuffix}) {
@@ -253,7 +244,7 @@ int64_t Shampoo::scratch_bytes(const Context& ctx, const Group& group) const {
   int64_t bytes = whole_scratch_bytes();
   for (const PieceGrid& grid : pieces_of(group.shape, block_))
     bytes = std::max(bytes, batch_bytes(ctx, grid, blocks * grid.count(), group.dtype));
-  return bytes + (graft_ != "none" ? blocks * dtype_bytes(group.dtype) * group.shape.size() : 0);
+  return bytes + (!graft_.none() ? blocks * dtype_bytes(group.dtype) * group.shape.size() : 0);
 }
 
 template <typename Body>
@@ -299,10 +290,13 @@ Measured Shampoo::some_blocks(Context& ctx, Blocks blocks, const RuleStep& step)
   const Tensor& first = blocks[0].grad;
   if (!alone()) for_each_batch(ctx, blocks, [&](const Batch& batch) { update_factors(ctx, batch, step); });
   std::vector<Tensor> grafts;
-  if (graft_ != "none") {
+  if (!graft_.none()) {
     const auto count = static_cast<int64_t>(blocks.size());
     const Tensor room = frame.tensor({count, first.shape[0], first.shape[1]}, first.dtype);
-    graft_directions(ctx, blocks, room, step);
+    std::vector<Tensor> v;
+    if (graft_.keeps_v())
+      for (const Block& block : blocks) v.push_back(state_of(block, "v"));
+    graft_.directions(ctx, room, blocks, v, step);
     for (int64_t i = 0; i < count; ++i) grafts.push_back(room[i]);
   }
   smooth_gradients(ctx, blocks, step);
@@ -311,33 +305,6 @@ Measured Shampoo::some_blocks(Context& ctx, Blocks blocks, const RuleStep& step)
   for_each_batch(ctx, blocks,
                  [&](const Batch& batch) { measured.dual += precondition(ctx, batch, grafts, step); });
   return measured;
-}
-
-void Shampoo::graft_directions(Context& ctx, Blocks blocks, const Tensor& to, const RuleStep& step) const {
-  // A sum of squares is t times their mean, whose newest part is 1 / t.
-  const double t = static_cast<double>(step.t);
-  const double beta2 = graft_ == "adagrad" ? 1 - 1 / t : graft_beta2_,
-               correction2 = graft_ == "adagrad" ? 1 / t : 1 - std::pow(beta2, t);
-  std::vector<AdamDirection> adam;
-  std::vector<Smooth> sgd;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const Tensor u = to[static_cast<int64_t>(i)], g = blocks[i].grad;
-    if (by_moments())
-      adam.push_back({.u = u,
-                      .v = keeps_v() ? state_of(blocks[i], "v") : Tensor{},
-                      .g = g,
-                      .beta1 = 0,
-                      .beta2 = beta2,
-                      .eps = graft_eps_,
-                      .correction2 = correction2,
-                      .scale = step.grad_scale});
-    else
-      sgd.push_back({.u = u, .g = g, .scale = step.grad_scale});
-  }
-  if (by_moments())
-    adam_direction(ctx, adam);
-  else
-    smooth(ctx, sgd);
 }
 
 /// M; its weights on the gradients so far add up to 1 - momentum^t, with nesterov to 1 - momentum^(t + 1).
