@@ -130,6 +130,7 @@ std::vector<OpCase> test_cases() {
                                        {1, 70001},
                                        {2, 65540},
                                        {517, 36}}) {
+        if (lines == Lines::columns && cols > 60000) continue;  // long rows are what these are for
         add(unit_lines_case(lines, rows, cols, to));
         add(in_float64(unit_lines_case(lines, rows, cols, to)));
         if (to != UnitInto::u) continue;
