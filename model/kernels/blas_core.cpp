@@ -1,6 +1,7 @@
 #include "model/kernels/blas_core.h"
 
 #include <dlfcn.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@ bool has_avx512() {
 /// glibc hands a program's arguments to its constructors as it does to main. Libraries are initialised
 /// before, OpenBLAS among them.
 __attribute__((constructor)) void start_with_better_blas(int, char** arguments, char**) {
-  if (std::getenv(kVariable) != nullptr) return;
+  if (std::getenv(kVariable) != nullptr || getauxval(AT_BASE) == 0) return;  // 0: ld.so was asked to load us
   const std::string core = better_blas_core(blas_core(), has_avx2(), has_avx512());
   if (core.empty()) return;
   setenv(kVariable, core.c_str(), /*overwrite=*/0);

@@ -6,7 +6,7 @@
 // oneside takes twice as long. The variable OPENBLAS_CORETYPE decides instead of the name, but is read before
 // a program begins; so a program that finds itself in this place sets it and starts itself once more
 // (blas_core.cpp, in every program that links it, before main). Where the variable is set already nothing is
-// done.
+// done: set it for tools that would lose the process, like valgrind.
 #pragma once
 
 #include <string>
