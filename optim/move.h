@@ -10,10 +10,10 @@
 #include "optim/update.h"
 
 namespace cpu {
-/// What state keeps of x: 0 of a denormal (update.h).
+/// What state keeps of x: 0 of a denormal (update.h), or of what is below another number; of a NaN NaN.
 template <typename T>
-T kept_of(T x) {
-  return std::fabs(x) < std::numeric_limits<T>::min() ? T(0) : x;
+T kept_of(T x, T least = std::numeric_limits<T>::min()) {
+  return std::fabs(x) < least ? T(0) : x;
 }
 
 /// The number behind a `scale` or `guard`; 1 when there is none. NaN means: write nothing.

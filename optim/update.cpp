@@ -39,7 +39,7 @@ struct Smoothed {
     const T x = g[i], old = m[i];
     const T mean = beta * old + gain * x;
     const T direction = kLook ? look * old + aim * x : mean;
-    m[i] = std::fabs(mean) < least ? T(0) : mean;
+    m[i] = kept_of(mean, least);
     return kSign ? sign_of(direction) : direction;
   }
 };

@@ -8,16 +8,22 @@
 #include "tests/optim_fixture.h"
 
 namespace {
-constexpr const char* kRules[] = {"steepest:norm=frobenius",
-                                  "steepest:norm=l1-rms",
-                                  "steepest:norm=rms-linf",
-                                  "colnorm:norm=l1-l2",
-                                  "rownorm:norm=l2-linf",
-                                  "sgd:normalize=1",
-                                  "scion:norm=frobenius,radius=3,alpha=1",
-                                  "colnorm:momentum=0.9",
-                                  "colnorm:norm=l1-l1.5",
-                                  "sgd"};
+/// Rules, and whether they ask for lengths of matrices: not those that remember gradients, nor those that
+/// divide by other lengths or by none.
+struct Asking {
+  const char* rule;
+  bool asks;
+};
+constexpr Asking kRules[] = {{"steepest:norm=frobenius", true},
+                             {"steepest:norm=l1-rms", true},
+                             {"colnorm:norm=l1-l2", true},
+                             {"sgd:normalize=1", true},
+                             {"scion:norm=frobenius,radius=3,alpha=1", true},
+                             {"steepest:norm=rms-linf", false},
+                             {"rownorm:norm=l2-linf", false},
+                             {"colnorm:norm=l1-l1.5", false},
+                             {"colnorm:momentum=0.9", false},
+                             {"sgd", false}};
 
 OptimizerOptions of_rule(const std::string& rule) {
   OptimizerOptions options = everywhere(rule, "sgd:normalize=1,norm=rms");
@@ -30,7 +36,7 @@ class LengthsOn : public testing::TestWithParam<Where> {
   static void use(Context& ctx) { GetParam() == Where::gpu ? use_gpu(ctx, 0, DType::f32) : use_cpu(ctx, 2); }
 };
 
-/// The directions of every parameter that `options` gives to the gradients of one step.
+/// The directions of every parameter at the first step.
 std::map<std::string, std::vector<float>> directions_of(SmallModel& model) {
   model.optimizer.step(0, 20, /*keep_directions=*/true);
   std::map<std::string, std::vector<float>> directions;
@@ -58,9 +64,10 @@ std::map<std::string, std::vector<float>> duals_of(SmallModel& model, double rad
 }
 
 TEST_P(LengthsOn, DirectionsAreThoseOfGradientsThatNobodyHasMeasured) {
-  for (const std::string rule :
-       {"steepest:norm=frobenius", "steepest:norm=l1-rms", "steepest:norm=rms-linf", "colnorm:norm=l1-l2",
-        "rownorm:norm=l2-linf", "sgd:normalize=1", "scion:norm=frobenius,radius=3,alpha=1"}) {
+  for (const auto& [name, asks] : kRules) {
+    const std::string rule = name;
+    if (rule == "sgd" || rule == "colnorm:momentum=0.9")
+      continue;  // their directions are no dual vectors of g
     SCOPED_TRACE(rule);
     SmallModel model(of_rule(rule), use), expected(of_rule(rule), use);
     for (SmallModel* each : {&model, &expected}) each->set_gradients(3);
@@ -69,7 +76,7 @@ TEST_P(LengthsOn, DirectionsAreThoseOfGradientsThatNobodyHasMeasured) {
 }
 
 TEST_P(LengthsOn, TheNormIsThatOfAllEntries) {
-  for (const std::string rule : kRules) {
+  for (const auto& [rule, asks] : kRules) {
     SCOPED_TRACE(rule);
     SmallModel model(of_rule(rule), use);
     model.set_gradients(3);
@@ -82,9 +89,9 @@ TEST_P(LengthsOn, TheNormIsThatOfAllEntries) {
 }
 
 // What is squared for ||g||_2 are the lengths of the matrices, which are few; all entries where a rule asks
-// for none, because it remembers gradients or divides by other lengths.
+// for none.
 TEST_P(LengthsOn, TakeTheReadingOfTheNorm) {
-  for (const std::string rule : kRules) {
+  for (const auto& [rule, asks] : kRules) {
     SCOPED_TRACE(rule);
     SmallModel model(of_rule(rule), use);
     model.step(0);
@@ -97,33 +104,10 @@ TEST_P(LengthsOn, TakeTheReadingOfTheNorm) {
       if (row.op == "sums_of_squares") squared += row.work.bytes;
     for (const Parameter& p : model.table)
       if (p.role == Role::hidden) hidden += static_cast<double>(p.grad.bytes());
-    const bool asks = rule != "sgd" && rule != "rownorm:norm=l2-linf" && rule != "steepest:norm=rms-linf" &&
-                      rule != "colnorm:momentum=0.9" && rule != "colnorm:norm=l1-l1.5";
     if (asks)
       EXPECT_LT(squared, hidden / 4);
     else
       EXPECT_GE(squared, hidden);
-  }
-}
-
-TEST_P(LengthsOn, AGradientThatIsNotFiniteIsNamedAndChangesNothing) {
-  for (const char* rule : {"steepest:norm=frobenius", "colnorm"}) {
-    SmallModel model(of_rule(rule), use);
-    model.step(0);
-    const std::vector<float> weights = model.weights();
-    model.set_gradients(3);
-    const Tensor& poisoned = model.table.at("h.1.mlp.c_fc.weight").grad;
-    Matrix g = download(model.ctx, poisoned);
-    g.data[5] = std::nanf("");
-    upload(model.ctx, poisoned, g);
-    model.optimizer.step(1, 20);
-    try {
-      model.optimizer.report();
-      ADD_FAILURE() << rule << ": no error";
-    } catch (const RunError& error) {
-      EXPECT_NE(std::string(error.what()).find("h.1.mlp.c_fc.weight"), std::string::npos) << error.what();
-    }
-    EXPECT_EQ(model.weights(), weights);
   }
 }
 
