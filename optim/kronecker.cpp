@@ -8,12 +8,6 @@ std::string factor_name(Side side) {
   return side == Side::left ? "L" : "R";
 }
 
-std::vector<Tensor> grads_of(std::span<const Block> blocks) {
-  std::vector<Tensor> list;
-  for (const Block& block : blocks) list.push_back(block.grad);
-  return list;
-}
-
 Tensor room_for(const Tensor& memory, const Tensor& x, Side side) {
   const int64_t N = x.shape[0], n = side_length(side, x.shape[1], x.shape[2]);
   return memory.view({memory.size()}).slice(0, N * n * n).view({N, n, n});

@@ -25,8 +25,6 @@ inline int64_t side_length(Side side, int64_t rows, int64_t cols) {
 /// "L" or "R".
 std::string factor_name(Side side);
 
-std::vector<Tensor> grads_of(std::span<const Block> blocks);
-
 /// (N, n, n) at the start of `memory`, for the products of x (N, rows, cols).
 Tensor room_for(const Tensor& memory, const Tensor& x, Side side);
 

@@ -94,6 +94,12 @@ Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step) {
   return guard;
 }
 
+std::vector<Tensor> grads_of(std::span<const Block> blocks) {
+  std::vector<Tensor> list;
+  for (const Block& block : blocks) list.push_back(block.grad);
+  return list;
+}
+
 double measure_along(Context& ctx, std::span<const Block> blocks) {
   double along = 0;
   for (const Block& block : blocks)

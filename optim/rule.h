@@ -39,6 +39,9 @@ struct Block {
   Tensor lengths = {};        // those of grad that the rule asks for; absent: not known
 };
 
+/// Their gradients.
+std::vector<Tensor> grads_of(std::span<const Block> blocks);
+
 /// All blocks of one shape under one rule: they are processed together.
 struct Group {
   Shape shape;              // of every block

@@ -17,24 +17,21 @@
 #include <algorithm>
 #include <cmath>
 
-#include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
 #include "optim/at_once.h"
 #include "optim/eigen.h"
+#include "optim/products.h"
 #include "optim/rule.h"
+#include "optim/unit_lines.h"
 #include "optim/update.h"
 #include "random.h"
 
 namespace {
-/// Scratch of some blocks: P and Q of each, as LAPACK takes several at once, and room for what one after the
-/// other makes.
+/// Matrices of some blocks. B is in the place of M.
 struct Workspace {
-  Tensor p;      // (blocks, out, rank)
-  Tensor q;      // (blocks, in, rank), the old, then the new
-  Tensor r;      // (in, rank)
-  Tensor sizes;  // (rank), of R's columns
-  Tensor low;    // as stored: P R^T
-  Tensor guard;
+  std::vector<Tensor> b;     // as stored
+  std::vector<Tensor> p;     // (out, rank)
+  std::vector<Tensor> q, r;  // (in, rank)
 };
 
 class Dion final : public Rule {
@@ -61,10 +58,10 @@ class Dion final : public Rule {
   }
   int64_t scratch_bytes(const Context& ctx, const Group& group) const override {
     const int64_t out = group.out(), in = group.in(), rank = rank_of(group), blocks = at_once_of(ctx, group);
-    return dtype_bytes(group.dtype) * (out * in + (blocks * (out + in) + in + 1) * rank) +
-           guard_scratch_bytes() +
+    return dtype_bytes(group.dtype) * blocks * ((out + 2 * in) * rank + 1) + guard_scratch_bytes() +
            std::max({qr_scratch_bytes(ctx, out, rank, blocks), qr_scratch_bytes(ctx, in, rank),
-                     col_norms_scratch_bytes(in, rank), whole_scratch_bytes()});
+                     row_norms_scratch_bytes(blocks, in * rank),
+                     unit_lines_scratch_bytes(in, rank, Lines::columns, group.dtype), whole_scratch_bytes()});
   }
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
     const std::span<const Block> all = group.blocks;
@@ -83,41 +80,24 @@ class Dion final : public Rule {
   /// How many blocks are taken together: what they hold stays in a CPU's caches until the bases are done.
   int64_t at_once_of(const Context& ctx, const Group& group) const {
     const int64_t one =
-        dtype_bytes(group.dtype) * (group.shape.size() + (group.out() + group.in()) * rank_of(group));
+        dtype_bytes(group.dtype) * (2 * group.shape.size() + (group.out() + 2 * group.in()) * rank_of(group));
     return at_once(ctx, one, static_cast<int64_t>(group.blocks.size()), ctx.threads);
   }
   Measured some_blocks(Context& ctx, const Group& group, std::span<const Block> blocks,
                        const RuleStep& step) const;
-  Measured finish(Context& ctx, const Group& group, const Block& block, const Workspace& w, int64_t i,
-                  const RuleStep& step) const;
 
   double momentum_;
   int64_t rank_;
 };
 
-struct Product {
-  Tensor c, a, b;
-  bool transpose_a = false, transpose_b = false;
-  double alpha = 1;
-};
-/// c = alpha op(a) op(b) of single matrices.
-void multiply(Context& ctx, const Product& x) {
-  const auto one = [](const Tensor& m) { return m.view({1, m.shape[0], m.shape[1]}); };
-  batched_matmul(ctx, {.c = one(x.c),
-                       .a = one(x.a),
-                       .b = one(x.b),
-                       .transpose_a = x.transpose_a,
-                       .transpose_b = x.transpose_b,
-                       .alpha = x.alpha});
-}
-
-/// left right^T, (out, in), as the group stores it.
-void outer(Context& ctx, const Group& group, const Product& x) {
-  multiply(ctx, {.c = x.c,
+/// c = alpha a b^T + beta c, (out, in), as the group stores it.
+void outer(Context& ctx, const Group& group, const Products& x) {
+  products(ctx, {.c = x.c,
                  .a = group.transposed ? x.b : x.a,
                  .b = group.transposed ? x.a : x.b,
                  .transpose_b = true,
-                 .alpha = x.alpha});
+                 .alpha = x.alpha,
+                 .beta = x.beta});
 }
 
 /// q <- a random orthonormal basis.
@@ -136,49 +116,69 @@ void start(Context& ctx, const Tensor& q) {
   qr(ctx, {.q = q, .x = q});
 }
 
+/// q (blocks, in, rank) where it holds nothing yet.
+void start_new(Context& ctx, const Tensor& q) {
+  Scratch::Frame frame(ctx.scratch);
+  const int64_t count = q.shape[0];
+  const Tensor norms = frame.tensor({count}, q.dtype);
+  row_norms(ctx, {.norms = norms, .x = q.view({count, q.shape[1] * q.shape[2]})});
+  std::vector<double> values(static_cast<size_t>(count));
+  load_doubles(values.data(), *OnHost(ctx, norms));
+  for (int64_t i = 0; i < count; ++i)
+    if (values[static_cast<size_t>(i)] == 0) start(ctx, q[i]);
+}
+
+/// The bases: P of B Q, with the Q of the step before.
+void find_bases(Context& ctx, const Group& group, const Workspace& w) {
+  products(ctx, {.c = w.p, .a = w.b, .b = w.q, .transpose_a = group.transposed});
+  std::vector<Qr> bases;
+  for (const Tensor& p : w.p) bases.push_back({.q = p, .x = p});
+  qr(ctx, bases);
+}
+
+/// M = B - (1 - momentum) P R^T, or B as it is, which then is the old M, when the guard is NaN: of zeros in
+/// the place of R. Uses Q as room.
+void forget(Context& ctx, const Group& group, const Workspace& w, double part, const Tensor& guard) {
+  std::vector<Smooth> zero, copy;
+  for (size_t i = 0; i < w.q.size(); ++i) {
+    zero.push_back({.u = w.q[i], .g = w.q[i], .gain = 0});
+    copy.push_back({.u = w.q[i], .g = w.r[i], .scale = guard});
+  }
+  if (guard) smooth(ctx, zero), smooth(ctx, copy);
+  outer(ctx, group, {.c = w.b, .a = w.p, .b = guard ? w.q : w.r, .alpha = -part, .beta = 1});
+}
+
 Measured Dion::some_blocks(Context& ctx, const Group& group, std::span<const Block> blocks,
                            const RuleStep& step) const {
   const int64_t out = group.out(), in = group.in(), rank = rank_of(group), count = std::ssize(blocks);
   Scratch::Frame frame(ctx.scratch);
-  const auto take = [&](const Shape& shape) { return frame.tensor(shape, group.dtype); };
-  const Workspace w{.p = take({count, out, rank}),
-                    .q = take({count, in, rank}),
-                    .r = take({in, rank}),
-                    .sizes = take({rank}),
-                    .low = take(group.shape),
-                    .guard = guard_of(ctx, frame, step)};
-  std::vector<Qr> bases;
-  for (int64_t i = 0; i < count; ++i) {
-    const Block& block = blocks[static_cast<size_t>(i)];
-    const Tensor &b = block.grad, p = w.p[i], q = w.q[i];
-    smooth(ctx, {.u = b, .m = block.state[0], .g = b, .beta = 1, .gain = 1, .scale = step.grad_scale});
-    smooth(ctx, {.u = q, .g = block.state[1]});
-    if (max_abs(ctx, q) == 0) start(ctx, q);
-    multiply(ctx, {.c = p, .a = b, .b = q, .transpose_a = group.transposed});
-    bases.push_back({.q = p, .x = p});
+  const Tensor p = frame.tensor({count, out, rank}, group.dtype);
+  const Tensor q = frame.tensor({count, in, rank}, group.dtype);
+  const Tensor r = frame.tensor({count, in, rank}, group.dtype);
+  const Tensor guard = guard_of(ctx, frame, step);
+  Workspace w{.b = {}, .p = matrices_of(p), .q = matrices_of(q), .r = matrices_of(r)};
+  std::vector<Smooth> add, load, save;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const Tensor &g = blocks[i].grad, &m = blocks[i].state[0], &old = blocks[i].state[1];
+    add.push_back({.u = step.measure ? g : Tensor{}, .m = m, .g = g, .beta = 1, .scale = step.grad_scale});
+    load.push_back({.u = w.q[i], .g = old});
+    save.push_back({.u = old, .g = w.q[i], .scale = guard});
+    w.b.push_back(m);
   }
-  qr(ctx, bases);
+  smooth(ctx, add);
   Measured measured;
-  for (int64_t i = 0; i < count; ++i)
-    measured += finish(ctx, group, blocks[static_cast<size_t>(i)], w, i, step);
-  return measured;
-}
-
-/// Block i of w, whose B is in its gradient and whose P is orthonormal.
-Measured Dion::finish(Context& ctx, const Group& group, const Block& block, const Workspace& w, int64_t i,
-                      const RuleStep& step) const {
-  const Tensor &b = block.grad, &m = block.state[0], p = w.p[i], q = w.q[i];
-  multiply(ctx, {.c = w.r, .a = b, .b = p, .transpose_a = !group.transposed});
-  outer(ctx, group, {.c = w.low, .a = p, .b = w.r});
-  smooth(ctx, {.u = w.low, .m = m, .g = w.low, .beta = 1, .gain = momentum_ - 1, .scale = w.guard});
-  col_norms(ctx, {.norms = w.sizes, .x = w.r});
-  scale_cols(ctx, {.y = q, .x = w.r, .scales = w.sizes, .divide = true});
-  smooth(ctx, {.u = block.state[1], .g = q, .scale = w.guard});
-  const double scale = norm_scale(norm(), group.out(), group.in());
-  Measured measured;
-  if (step.measure)  // <B, P Q^T> = <B^T P, Q>
-    measured = {.dual = scale * dot(ctx, w.r, q), .along = measure_along(ctx, {&block, 1})};
-  outer(ctx, group, {.c = block.grad, .a = p, .b = q, .alpha = scale});
+  if (step.measure) measured.along = measure_along(ctx, blocks);
+  smooth(ctx, load);
+  start_new(ctx, q);
+  find_bases(ctx, group, w);
+  products(ctx, {.c = w.r, .a = w.b, .b = w.p, .transpose_a = !group.transposed});
+  forget(ctx, group, w, 1 - momentum_, guard);
+  for (size_t i = 0; i < blocks.size(); ++i)
+    unit_lines(ctx, {.u = w.q[i], .g = w.r[i], .lines = Lines::columns});
+  smooth(ctx, save);
+  const double scale = norm_scale(norm(), out, in);
+  if (step.measure) measured.dual = scale * dot(ctx, r, q);  // <B, P Q^T> = <B^T P, Q>
+  outer(ctx, group, {.c = grads_of(blocks), .a = w.p, .b = w.q, .alpha = scale});
   return measured;
 }
 }  // namespace
