@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kChunkThreads)
   if (forbids(a.guards)) return;
   const T scale = read_scale(a.guards.scale);
   const T beta = a.beta, gain = a.gain * scale, look = a.look, aim = a.aim * scale;
+  if (a.u == a.g && a.m == nullptr && !a.sign && a.into.w == nullptr && gain == T(1)) return;  // u is g
   for_packs(chunk, a.wide, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
     const Pack<G, N> g = load<G, N>(static_cast<const G*>(a.g) + i);

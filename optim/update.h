@@ -6,7 +6,8 @@
 //                   nesterov:  u = beta m + gain x, one step ahead of the new m
 //                   look:      u = look.m m + look.g x, with the old m; Lion: beta1 m + (1 - beta1) x
 //                   sign:      u = sign of that
-//                   Without m:  u = gain x, a scaled copy, or its sign.
+//                   Without m:  u = gain x, a scaled copy, or its sign; of u = g by 1, a clip that does not
+//                   clip, no memory is touched.
 //   adam_direction  x = scale gain g;  m <- beta1 m + (1 - beta1) x;  v <- beta2 v + (1 - beta2) x^2
 //                   u = (m / correction1) / (sqrt(v / correction2) + eps), and 0 where the denominator is 0
 //                   Without m: m = x. Without v: v = x^2, so that sqrt(v) is exactly |x|.
