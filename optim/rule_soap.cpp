@@ -26,16 +26,22 @@
 // what the step achieves to first order.
 #include <cmath>
 
-#include "model/kernels/matmul.h"
 #include "model/kernels/reduce.h"
 #include "optim/at_once.h"
 #include "optim/eigen.h"
 #include "optim/kronecker.h"
 #include "optim/pieces.h"
+#include "optim/products.h"
 #include "optim/update.h"
 
 namespace {
 constexpr const char* kSidesNames[] = {"both", "one"};
+
+/// to = Q_L^T x Q_R, or back: Q_L x Q_R^T. Lists of matrices; `to` overlaps no x.
+struct Rotation {
+  std::span<const Tensor> to, x;
+  bool back = false;
+};
 
 class Soap final : public Rule {
  public:
@@ -85,13 +91,11 @@ class Soap final : public Rule {
 
  private:
   using Blocks = std::span<const Block>;
-  /// Scratch for some blocks: three rooms (blocks, rows, cols), which trade names, and bases by side (blocks,
-  /// n, n), absent where the side is not rotated.
+  /// Some blocks, and scratch for them.
   struct Batch {
     Blocks blocks;
-    PieceGrid grid;  // one piece: the whole matrix
-    Tensor g, m, spare;
-    Tensor bases[2];
+    Tensor g, m, spare;  // (blocks, rows, cols)
+    Tensor factors;      // room for (blocks, n, n)
   };
 
   bool rotates(Side side, const Shape& block) const {
@@ -109,9 +113,9 @@ class Soap final : public Rule {
     return at_once(ctx, batch_bytes(ctx, group.shape, 1, group.dtype), std::ssize(group.blocks), ctx.threads);
   }
   Measured some_blocks(Context& ctx, Blocks blocks, const RuleStep& step) const;
-  void load_bases(Context& ctx, const Batch& batch) const;
-  void rotate(Context& ctx, Batch& batch, Tensor& x, bool back) const;
-  void adam(Context& ctx, Batch& batch, const RuleStep& step) const;
+  std::vector<Tensor> bases(Blocks blocks, Side side) const;
+  void rotate(Context& ctx, const Batch& batch, const Rotation& args) const;
+  void adam(Context& ctx, const Batch& batch, const RuleStep& step) const;
   void update_factors(Context& ctx, const Batch& batch, const RuleStep& step) const;
   void update_bases(Context& ctx, const Batch& batch, Side side, const RuleStep& step) const;
   Measured finish(Context& ctx, const Batch& batch, const RuleStep& step) const;
@@ -124,14 +128,14 @@ class Soap final : public Rule {
 
 /// What some_blocks() takes for so many.
 int64_t Soap::batch_bytes(const Context& ctx, const Shape& block, int64_t blocks, DType dtype) const {
-  int64_t elements = 3 * block.size(), host = 0;
+  int64_t factor = 0, values = 0, host = 0;
   for (const Side side : kSides) {
     if (!rotates(side, block)) continue;
     const int64_t n = side_length(side, block[0], block[1]);
-    elements += n * n + n;
+    factor = std::max(factor, n * n), values = std::max(values, n);
     host = std::max({host, symmetric_eigen_scratch_bytes(ctx, n), qr_scratch_bytes(ctx, n, n, blocks)});
   }
-  return blocks * elements * dtype_bytes(dtype) +
+  return blocks * (3 * block.size() + factor + values) * dtype_bytes(dtype) +
          std::max({host, whole_scratch_bytes(), bound_scratch_bytes(blocks, block.size())});
 }
 
@@ -151,78 +155,71 @@ Measured Soap::direction(Context& ctx, Group& group, const RuleStep& step) const
 Measured Soap::some_blocks(Context& ctx, Blocks blocks, const RuleStep& step) const {
   Scratch::Frame frame(ctx.scratch);
   const Tensor& first = blocks[0].grad;
-  const auto count = static_cast<int64_t>(blocks.size());
-  const int64_t rows = first.shape[0], cols = first.shape[1];
-  Batch batch{.blocks = blocks,
-              .grid = {.rows = rows, .cols = cols},
-              .g = frame.tensor({count, rows, cols}, first.dtype),
-              .m = frame.tensor({count, rows, cols}, first.dtype),
-              .spare = frame.tensor({count, rows, cols}, first.dtype),
-              .bases = {}};
-  for (const Side side : kSides) {
-    const int64_t n = side_length(side, rows, cols);
-    if (rotates(side, first.shape))
-      batch.bases[static_cast<size_t>(side)] = frame.tensor({count, n, n}, first.dtype);
-  }
-  if (step.t == 1) {
-    update_factors(ctx, batch, step);
-    std::vector<Smooth> nothing;  // 0 G, which is not 0 where G is not finite
-    for (const Block& block : blocks) nothing.push_back({.u = block.grad, .g = block.grad, .gain = 0});
-    smooth(ctx, nothing);
-    return {};
-  }
-  load_bases(ctx, batch);
-  adam(ctx, batch, step);
-  update_factors(ctx, batch, step);
-  return finish(ctx, batch, step);
-}
-
-void Soap::load_bases(Context& ctx, const Batch& batch) const {
-  std::vector<Smooth> list;
+  const Shape rooms{std::ssize(blocks), first.shape[0], first.shape[1]};
+  const auto take = [&](const Shape& shape) { return frame.tensor(shape, first.dtype); };
+  int64_t factor = 0;
   for (const Side side : kSides)
-    for (size_t i = 0; i < batch.blocks.size(); ++i) {
-      const Block& block = batch.blocks[i];
-      if (rotates(side, block.grad.shape))
-        list.push_back({.u = batch.bases[static_cast<size_t>(side)][static_cast<int64_t>(i)],
-                        .g = block.state[factor_index(side, block.grad.shape) + 1]});
-    }
-  if (!list.empty()) smooth(ctx, list);
+    if (const int64_t n = side_length(side, rooms[1], rooms[2]); rotates(side, first.shape))
+      factor = std::max(factor, n * n);
+  const Batch batch{.blocks = blocks,
+                    .g = take(rooms),
+                    .m = take(rooms),
+                    .spare = take(rooms),
+                    .factors = take({rooms[0] * factor})};
+  if (step.t > 1) adam(ctx, batch, step);
+  update_factors(ctx, batch, step);
+  const Measured measured = finish(ctx, batch, step);
+  for (const Side side : kSides)
+    if (rotates(side, first.shape) && (step.t == 1 || (step.t - 1) % freq_ == 0))
+      update_bases(ctx, batch, side, step);
+  return measured;
 }
 
-/// x <- Q_L^T x Q_R, or back: Q_L x Q_R^T.
-void Soap::rotate(Context& ctx, Batch& batch, Tensor& x, bool back) const {
-  const auto& [left, right] = batch.bases;
-  if (left) {
-    batched_matmul(ctx, {.c = batch.spare, .a = left, .b = x, .transpose_a = !back});
-    std::swap(x, batch.spare);
-  }
-  if (right) {
-    batched_matmul(ctx, {.c = batch.spare, .a = x, .b = right, .transpose_b = back});
-    std::swap(x, batch.spare);
-  }
+std::vector<Tensor> Soap::bases(Blocks blocks, Side side) const {
+  std::vector<Tensor> list;
+  for (const Block& block : blocks) list.push_back(block.state[factor_index(side, block.grad.shape) + 1]);
+  return list;
 }
 
-/// Moments of all blocks, and their directions in batch.g; the gradients stay. Rotating is linear: m' after
-/// the step is the mean of the rotated old m and G'.
-void Soap::adam(Context& ctx, Batch& batch, const RuleStep& step) const {
-  gather_pieces(ctx, batch.g, grads_of(batch.blocks), batch.grid);
-  rotate(ctx, batch, batch.g, /*back=*/false);
+void Soap::rotate(Context& ctx, const Batch& batch, const Rotation& args) const {
+  const Shape& shape = args.x[0].shape;
+  const bool left = rotates(Side::left, shape), right = rotates(Side::right, shape);
+  const std::vector<Tensor> between = matrices_of(batch.spare);
+  if (left)
+    products(ctx, {.c = right ? std::span(between) : args.to,
+                   .a = bases(batch.blocks, Side::left),
+                   .b = args.x,
+                   .transpose_a = !args.back});
+  if (right)
+    products(ctx, {.c = args.to,
+                   .a = left ? std::span(between) : args.x,
+                   .b = bases(batch.blocks, Side::right),
+                   .transpose_b = args.back});
+  if (left || right) return;
+  std::vector<Smooth> copies;
+  for (size_t i = 0; i < args.x.size(); ++i) copies.push_back({.u = args.to[i], .g = args.x[i]});
+  smooth(ctx, copies);
+}
+
+/// Moments of all blocks, and their directions in batch.g, in the coordinates of the bases; the gradients
+/// stay. Rotating is linear: m' after the step is the mean of the rotated old m and G'.
+void Soap::adam(Context& ctx, const Batch& batch, const RuleStep& step) const {
+  const std::vector<Tensor> rotated = matrices_of(batch.g), moments = matrices_of(batch.m);
+  rotate(ctx, batch, {.to = rotated, .x = grads_of(batch.blocks)});
   if (beta1_ > 0) {
-    std::vector<Tensor> moments;
-    for (const Block& block : batch.blocks) moments.push_back(block.state.front());
-    gather_pieces(ctx, batch.m, moments, batch.grid);
-    rotate(ctx, batch, batch.m, /*back=*/false);
+    std::vector<Tensor> old;
+    for (const Block& block : batch.blocks) old.push_back(block.state.front());
+    rotate(ctx, batch, {.to = moments, .x = old});
   }
   const double steps = static_cast<double>(step.t - 1);
   std::vector<AdamDirection> directions;
   std::vector<Smooth> means;
   for (size_t i = 0; i < batch.blocks.size(); ++i) {
     const Block& block = batch.blocks[i];
-    const Tensor rotated = batch.g[static_cast<int64_t>(i)];
-    directions.push_back({.u = rotated,
-                          .m = beta1_ > 0 ? batch.m[static_cast<int64_t>(i)] : Tensor{},
+    directions.push_back({.u = rotated[i],
+                          .m = beta1_ > 0 ? moments[i] : Tensor{},
                           .v = beta2_ > 0 ? block.state[beta1_ > 0 ? 1 : 0] : Tensor{},
-                          .g = rotated,
+                          .g = rotated[i],
                           .beta1 = beta1_,
                           .beta2 = beta2_,
                           .eps = eps_,
@@ -238,65 +235,74 @@ void Soap::adam(Context& ctx, Batch& batch, const RuleStep& step) const {
   }
   adam_direction(ctx, directions);
   if (!means.empty()) smooth(ctx, means);
-  rotate(ctx, batch, batch.g, /*back=*/true);
 }
 
-/// Of the gradients, which it gathers in batch.m; the bases of this step are no longer needed.
+/// Of the gradients, which it bounds in batch.m.
 void Soap::update_factors(Context& ctx, const Batch& batch, const RuleStep& step) const {
   const Shape& shape = batch.blocks[0].grad.shape;
-  gather_pieces(ctx, batch.m, grads_of(batch.blocks), batch.grid);
+  gather_pieces(ctx, batch.m, grads_of(batch.blocks), {.rows = shape[0], .cols = shape[1]});
   bound(ctx, batch.m);
   for (const Side side : kSides) {
     if (!rotates(side, shape)) continue;
-    const Tensor& products = batch.bases[static_cast<size_t>(side)];
-    gram(ctx, products, batch.m, side);
+    const Tensor grams = room_for(batch.factors, batch.m, side);
+    gram(ctx, grams, batch.m, side);
     std::vector<StateValue> list;
     for (size_t i = 0; i < batch.blocks.size(); ++i)
-      list.push_back({batch.blocks[i].state[factor_index(side, shape)], products[static_cast<int64_t>(i)]});
+      list.push_back({batch.blocks[i].state[factor_index(side, shape)], grams[static_cast<int64_t>(i)]});
     accumulate(ctx, list, beta_, 1 - beta_, step);
-    if (step.t == 1 || (step.t - 1) % freq_ == 0) update_bases(ctx, batch, side, step);
   }
 }
 
 /// Eigenvectors are found one matrix after the other, which happens once.
 void Soap::update_bases(Context& ctx, const Batch& batch, Side side, const RuleStep& step) const {
-  std::vector<StateValue> list;
-  std::vector<Qr> products;
-  for (size_t i = 0; i < batch.blocks.size(); ++i) {
-    const Block& block = batch.blocks[i];
-    const size_t index = factor_index(side, block.grad.shape);
-    const Tensor factor = block.state[index], basis = block.state[index + 1];
-    const Tensor fresh = batch.bases[static_cast<size_t>(side)][static_cast<int64_t>(i)];
-    const int64_t n = factor.shape[0];
-    if (step.t == 1) {
-      Scratch::Frame frame(ctx.scratch);
-      symmetric_eigen(ctx, {.values = frame.tensor({n}, factor.dtype), .vectors = fresh, .a = factor});
-    } else {
-      batched_matmul(ctx,
-                     {.c = fresh.view({1, n, n}), .a = factor.view({1, n, n}), .b = basis.view({1, n, n})});
-      products.push_back({.q = fresh, .x = fresh});
-    }
-    list.push_back({basis, fresh});
+  const std::vector<Tensor> old = bases(batch.blocks, side);
+  const std::vector<Tensor> fresh = matrices_of(room_for(batch.factors, batch.m, side));
+  std::vector<Tensor> factors;
+  std::vector<Qr> list;
+  std::vector<StateValue> kept;
+  for (size_t i = 0; i < fresh.size(); ++i) {
+    factors.push_back(batch.blocks[i].state[factor_index(side, batch.blocks[i].grad.shape)]);
+    list.push_back({.q = fresh[i], .x = fresh[i]});
+    kept.push_back({old[i], fresh[i]});
   }
-  qr(ctx, products);
-  keep(ctx, list, step);
+  if (step.t > 1) {
+    products(ctx, {.c = fresh, .a = factors, .b = old});
+    qr(ctx, list);
+  } else {
+    for (size_t i = 0; i < fresh.size(); ++i) {
+      Scratch::Frame frame(ctx.scratch);
+      const Tensor values = frame.tensor({fresh[i].shape[0]}, fresh[i].dtype);
+      symmetric_eigen(ctx, {.values = values, .vectors = fresh[i], .a = factors[i]});
+    }
+  }
+  keep(ctx, kept, step);
 }
 
-/// The directions take the place of the gradients, which become m if <m, u> is asked for.
+/// The directions, back in the coordinates of the weights, take the place of the gradients, which are m for a
+/// moment if <m, u> is asked for.
 Measured Soap::finish(Context& ctx, const Batch& batch, const RuleStep& step) const {
+  if (step.t == 1) {
+    std::vector<Smooth> nothing;  // 0 G, which is not 0 where G is not finite
+    for (const Block& block : batch.blocks) nothing.push_back({.u = block.grad, .g = block.grad, .gain = 0});
+    smooth(ctx, nothing);
+    return {};
+  }
   Measured measured;
   if (step.measure) {
     const double correction = 1 - std::pow(beta1_, static_cast<double>(step.t - 1));
-    std::vector<Smooth> means;
-    for (const Block& block : batch.blocks)
+    std::vector<Smooth> means, copies;
+    for (const Block& block : batch.blocks) {
       means.push_back(beta1_ > 0 ? Smooth{.u = block.grad, .g = block.state.front(), .gain = 1 / correction}
                                  : Smooth{.u = block.grad, .g = block.grad, .scale = step.grad_scale});
+      copies.push_back({.u = batch.m[std::ssize(copies)], .g = block.grad});
+    }
     smooth(ctx, means);
+    smooth(ctx, copies);
     measured.along = measure_along(ctx, batch.blocks);
-    for (size_t i = 0; i < batch.blocks.size(); ++i)
-      measured.dual += dot(ctx, batch.blocks[i].grad, batch.g[static_cast<int64_t>(i)]);
   }
-  scatter_pieces(ctx, batch.g, grads_of(batch.blocks), batch.grid);
+  rotate(ctx, batch, {.to = grads_of(batch.blocks), .x = matrices_of(batch.g), .back = true});
+  for (int64_t i = 0; step.measure && i < batch.m.shape[0]; ++i)
+    measured.dual += dot(ctx, batch.m[i], batch.blocks[static_cast<size_t>(i)].grad);
   return measured;
 }
 }  // namespace
