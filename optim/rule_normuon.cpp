@@ -101,8 +101,7 @@ void NorMuon::refine(Context& ctx, const Factors& factors, const RuleStep& step)
   row_norms(ctx, {.norms = a_size, .x = a});
   const Tensor each = a.view({count * lines, 1});
   scale_rows(ctx, {.y = each, .x = each, .scales = r.view({count * lines}), .divide = true});
-  scale_rows(ctx, {.y = a, .x = a, .scales = a_size, .divide = true});
-  scale_rows(ctx, {.y = a, .x = a, .scales = r_size});
+  scale_rows(ctx, {.y = a, .x = a, .scales = a_size, .divide = true, .times = r_size});
   scale_lines(ctx, batch, a, by_rows);
 }
 }  // namespace

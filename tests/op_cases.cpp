@@ -91,6 +91,8 @@ std::vector<OpCase> test_cases() {
         add(in_float64(scale_case(by_rows, rows, cols, divide, divide)));
       }
     }
+    add(scale_twice_case(rows, cols));
+    add(in_float64(scale_twice_case(rows, cols)));
   }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{513, 40}, {1100, 256}, {700, 1031}})
     add(bias_backward_case(rows, cols, true));
@@ -106,6 +108,7 @@ std::vector<OpCase> test_cases() {
   for (const int64_t cols : {70001, 131072}) {  // rows that the threads of a CPU share
     add(norms_case(true, 2, cols));
     add(scale_case(true, 2, cols, true, false));
+    add(scale_twice_case(2, cols));
   }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{139, 4500}, {5003, 3}, {77, 700}})
     add(norms_case(false, rows,

@@ -238,7 +238,7 @@ void norms_of_cols(Context& ctx, const ColNorms& args) {
 template <typename T>
 void scale_by_rows(Context& ctx, const ScaleRows& args) {
   const int64_t cols = args.x.cols();
-  const T *x = reals_of<T>(args.x), *scales = reals_of<T>(args.scales);
+  const T *x = reals_of<T>(args.x), *scales = reals_of<T>(args.scales), *times = reals_of<T>(args.times);
   T* y = reals_of<T>(args.y);
   const T factor = static_cast<T>(args.factor);
   const bool divide = args.divide;
@@ -248,8 +248,9 @@ void scale_by_rows(Context& ctx, const ScaleRows& args) {
       const int64_t r = piece / pieces, first = piece % pieces * cpu::kLongRow;
       const Multiplier<T> by = multiplier(scales[r], factor, divide);
       const int64_t stop = r * cols + std::min(cols, first + cpu::kLongRow);
+      const T last = times == nullptr ? T(1) : times[r];
 #pragma omp simd
-      for (int64_t i = r * cols + first; i < stop; ++i) y[i] = x[i] * by.lift * by.scale;
+      for (int64_t i = r * cols + first; i < stop; ++i) y[i] = x[i] * by.lift * by.scale * last;
     }
   });
 }

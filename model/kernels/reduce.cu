@@ -248,6 +248,7 @@ struct Scaling {
   int64_t packs, cols;
   T factor;
   bool divide, by_rows;
+  const T* times;  // of rows; may be null
 };
 
 /// N elements per thread, all in one row: N > 1 divides cols.
@@ -262,14 +263,15 @@ __global__ void __launch_bounds__(kChunkThreads)
   for (int k = 0; k < N; ++k) {
     const Real<T> scale = scales[how.by_rows ? row : col + k];
     const Multiplier<Real<T>> by = multiplier(scale, how.factor, how.divide);
-    pack.v[k] = from_real<T>(to_real(pack.v[k]) * by.lift * by.scale);
+    const Real<T> last = how.times == nullptr ? Real<T>(1) : how.times[row];
+    pack.v[k] = from_real<T>(to_real(pack.v[k]) * by.lift * by.scale * last);
   }
   store<T, N>(y + i, pack);
 }
 
 /// ScaleRows or ScaleCols.
 template <typename Args>
-void scale(Context& ctx, const Args& args, bool by_rows) {
+void scale(Context& ctx, const Args& args, bool by_rows, const Tensor& times) {
   const int64_t n = args.x.size(), cols = args.x.cols();
   if (n == 0) return;
   for_any_float(args.x.dtype, [&]<typename T>(T) {
@@ -279,7 +281,12 @@ void scale(Context& ctx, const Args& args, bool by_rows) {
     const int64_t packs = wide ? n / kPackSize<T> : n;
     launch(ctx, {.grid = blocks_for(packs, kChunkThreads), .block = kChunkThreads},
            wide ? scale_kernel<T, kPackSize<T>> : scale_kernel<T, 1>, y, x, data_of<Real<T>>(args.scales),
-           Scaling<Real<T>>{packs, cols, static_cast<Real<T>>(args.factor), args.divide, by_rows});
+           Scaling<Real<T>>{.packs = packs,
+                            .cols = cols,
+                            .factor = static_cast<Real<T>>(args.factor),
+                            .divide = args.divide,
+                            .by_rows = by_rows,
+                            .times = data_of<Real<T>>(times)});
   });
 }
 }  // namespace
@@ -366,9 +373,9 @@ void gpu::col_norms(Context& ctx, const ColNorms& args) {
 }
 
 void gpu::scale_rows(Context& ctx, const ScaleRows& args) {
-  scale(ctx, args, /*by_rows=*/true);
+  scale(ctx, args, /*by_rows=*/true, args.times);
 }
 
 void gpu::scale_cols(Context& ctx, const ScaleCols& args) {
-  scale(ctx, args, /*by_rows=*/false);
+  scale(ctx, args, /*by_rows=*/false, {});
 }

@@ -7,7 +7,7 @@
 //                                        mean       out = scale (sum x) / N, or out += that
 // Matrices (rows, cols):                 row_norms  norms[r] = sqrt(sum over c of x[r][c]^2)
 //                                        col_norms  norms[c] = sqrt(sum over r of x[r][c]^2)
-//                                        scale_rows y[r][c] = factor x[r][c] s[r]     or / s[r]
+//                                        scale_rows y[r][c] = factor x[r][c] s[r]     or / s[r];  times t[r]
 //                                        scale_cols y[r][c] = factor x[r][c] s[c]     or / s[c]
 //
 // Those that return a number wait for it; the others only enqueue work on a GPU. Sums are float64 inside, so
@@ -53,6 +53,7 @@ struct ScaleRows {
   Tensor scales;        // (rows); f64 when x is, else f32
   double factor = 1;    // of everything
   bool divide = false;  // divide by the scales; where a scale is 0 the result is 0
+  Tensor times = {};    // (rows), as scales: multiplied by these, too, at the end; absent: not
 };
 
 struct ScaleCols {
@@ -171,6 +172,7 @@ inline void col_norms(Context& ctx, const ColNorms& args) {
 inline void scale_rows(Context& ctx, const ScaleRows& args) {
   expect_shape(args.y, args.x.shape, "scale_rows: y");
   expect_shape(args.scales, {args.x.rows()}, "scale_rows: scales");
+  if (args.times) expect_shape(args.times, {args.x.rows()}, "scale_rows: times");
   ON_DEVICE(scale_rows, ctx, args);
 }
 
