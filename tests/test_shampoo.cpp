@@ -176,6 +176,23 @@ TEST(Shampoo, PiecesAreMatrices) {
   });
 }
 
+// What a side costs is its factor: one that has none may be as long as it likes.
+TEST(Shampoo, OneSideIsCutByTheSideThatHasAFactor) {
+  for (const UseDevice use : both_devices())
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{5, 14}, {14, 5}}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+      const auto run = [&](const char* rule) {
+        return directions<double>(rule, normals(3, rows, cols, 61), use);
+      };
+      const auto whole = run("oneside:block=0"), fits = run("oneside:block=5"), cut = run("oneside:block=4");
+      for (size_t t = 0; t < whole.size(); ++t) {
+        EXPECT_EQ(fits[t].data, whole[t].data) << t;
+        EXPECT_GT(deviation(cut[t], whole[t]), 1e-3) << t;
+      }
+      EXPECT_GT(deviation(run("shampoo:block=5")[2], run("shampoo:block=0")[2]), 1e-3);  // has both factors
+    }
+}
+
 TEST(Shampoo, RootsAreRenewedEveryFreqSteps) {
   const auto gradients = normals(5, 4, 4, 60);
   const auto rare = directions<double>("shampoo:graft=none,momentum=0,freq=3", gradients, on_cpu),
