@@ -41,9 +41,13 @@ Measured cpu::escape_sums(Context& ctx, const EscapeSums& args) {
     const T *g = reals_of<T>(args.g), *w = reals_of<T>(args.w), *start = reals_of<T>(args.start);
     T* const s = reals_of<T>(args.s);
     const T beta = static_cast<T>(args.beta), gain = static_cast<T>(args.gain);
+    const bool sizes = args.sizes;
     return sum_by_parts<Measured>(ctx, args.g.size(), [=, &then](int64_t i, int64_t count) -> Measured {
       Measured part{.along = sum_along(g + i, w + i, start + i, count)};
-      if (s != nullptr) part.dual = sum_running<T>({s + i, beta, gain}, g + i, count);
+      if (s != nullptr)
+        part.dual = sum_running<T>({s + i, beta, gain}, g + i, count);
+      else if (sizes)
+        part.dual = cpu::sum_of_sizes(g + i, count);
       if (then.n > 0) then.go(i, i + count);
       return part;
     });

@@ -17,7 +17,7 @@ struct EscapeTask {
   T* s;
   T beta, gain;
   int64_t n, part;
-  bool wide, steps;
+  bool sizes, wide, steps;
   AdamEntry<T> then;  // where it steps
 };
 
@@ -44,6 +44,9 @@ __global__ void __launch_bounds__(kChunkThreads)
         dual += fabs(static_cast<double>(s.v[k]));
       }
       store_streaming<T, N>(a.s + i, s);
+    } else if (a.sizes) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) dual += fabs(static_cast<double>(g.v[k]));
     }
     if (steps) adam_step<N>(a.then, scale, i, g, w);
   });
@@ -66,6 +69,7 @@ Measured sums_of(Context& ctx, const EscapeSums& args) {
       .gain = static_cast<T>(args.gain),
       .n = n,
       .part = part,
+      .sizes = args.sizes,
       .wide = aligned_for_four(args.g, args.w, args.start, args.s) && (args.then == nullptr || then.wide),
       .steps = args.then != nullptr,
       .then = then};

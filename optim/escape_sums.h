@@ -1,7 +1,8 @@
 // What an escape velocity needs of one tensor, in one pass over memory (escape.h):
 //
 //   along = <g, start - w>                  how far the way travelled still goes downhill
-//   s     <- beta s + gain g;   dual = ||s||_1      Prodigy's denominator; without s: dual = 0
+//   s     <- beta s + gain g;   dual = ||s||_1      Prodigy's denominator
+//         without s: dual = 0, or with `sizes` ||g||_1
 //   then  adam_direction (update.h) of g, which may move w, after the sums have read them. The results are
 //         those of the two operations; g and w are read once for both.
 //
@@ -21,12 +22,16 @@ struct EscapeSums {
   Tensor s = {};                        // the running sum of gradients, updated; absent: none
   double beta = 0;                      // how much of the old s is kept
   double gain = 1;                      // how much of g is added
+  bool sizes = false;                   // without s: dual = ||g||_1
   const AdamDirection* then = nullptr;  // of the same g, and of w or no weight; null: none
 };
 
 /// Everything read once, s written once; of `then` what comes on top.
 inline Work work(const EscapeSums& a) {
-  Work sum{.flops = (a.s ? 6.0 : 3.0) * static_cast<double>(a.g.size()),
+  Work sum{.flops = (a.s       ? 6.0
+                     : a.sizes ? 4.0
+                               : 3.0) *
+                    static_cast<double>(a.g.size()),
            .bytes = static_cast<double>(a.g.bytes()) * (a.s ? 5 : 3)};
   if (a.then == nullptr) return sum;
   const Work then = work(*a.then);

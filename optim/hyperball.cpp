@@ -1,36 +1,67 @@
 #include "optim/hyperball.h"
 
-#include "model/kernels/reduce.h"
-#include "optim/update.h"
+#include <vector>
+
+#include "model/kernels/reduce_plan.h"
+#include "model/kernels/sums.h"
+#include "optim/move.h"
 
 namespace {
-/// x <- x / ||x|| * radius, for x as one row.
-void to_radius(Context& ctx, const Tensor& x, const Tensor& norm, const Tensor& radius) {
-  row_norms(ctx, {.norms = norm, .x = x});
-  const Tensor lengths = norm.view({1, 1});
-  scale_rows(ctx, {.y = lengths, .x = lengths, .scales = radius, .divide = true});
-  scale_rows(ctx, {.y = x, .x = x, .scales = norm, .divide = true});
+constexpr int64_t kGrain = 8192;  // elements: below that, starting a thread costs more than it gives
+
+template <typename T>
+BallSums sums_of(const Context& ctx, const Hyperball& a) {
+  const T *w = reals_of<T>(a.w), *u = reals_of<T>(a.u);
+  return cpu::sum_by_parts<BallSums>(ctx, a.w.size(), [=](int64_t i, int64_t count) -> BallSums {
+    return {.ww = cpu::sum_of_squares(w + i, count),
+            .wu = cpu::sum_of_products(w + i, u + i, count),
+            .uu = cpu::sum_of_squares(u + i, count)};
+  });
+}
+
+template <typename T>
+void step(Context& ctx, const Hyperball& a) {
+  const BallSums sums = sums_of<T>(ctx, a);
+  T& radius = *reals_of<T>(a.radius);
+  if (a.first) radius = static_cast<T>(std::sqrt(sums.ww));
+  if (a.lr == 0 || std::isnan(cpu::read_scale(a.into.guard))) return;
+  const BallStep by = ball_step(sums, static_cast<double>(radius), a.lr);
+  const T *w = reals_of<T>(a.w), *u = reals_of<T>(a.u);
+  const cpu::Mover<T> mover(a.into.w ? Tensor{} : a.u, a.into);
+  deal_out(ctx, a.w.size(), kGrain, [=](int64_t begin, int64_t end) {
+    mover.go(begin, end, [=](int64_t i) {
+      // In so many words, so that the bits are the same wherever this is compiled.
+      return static_cast<T>(std::fma(by.w, static_cast<double>(w[i]), by.u * static_cast<double>(u[i])));
+    });
+  });
 }
 }  // namespace
 
-int64_t hyperball_scratch_bytes(const Group& group) {
-  const int64_t n = group.shape.size();
-  return dtype_bytes(group.dtype) * (n + 1) + row_norms_scratch_bytes(1, n);
+void cpu::hyperball(Context& ctx, std::span<const Hyperball> list) {
+  for (const Hyperball& a : list) for_real_type(a.w.dtype, [&]<typename T>(T) { step<T>(ctx, a); });
 }
 
-void hyperball(Context& ctx, std::span<const Block> blocks, double lr, bool first) {
-  if (lr == 0) return;
-  for (const Block& block : blocks) {
-    Scratch::Frame frame(ctx.scratch);
-    const Shape row{1, block.weight.size()};
-    const Tensor w = block.weight.view(row), u = block.grad.view(row), radius = block.state.back().view({1});
-    const Tensor y = frame.tensor(row, w.dtype), norm = frame.tensor({1}, w.dtype);
-    if (first) row_norms(ctx, {.norms = radius, .x = w});
-    to_radius(ctx, u, norm, radius);
-    smooth(ctx, {.u = y, .g = w});
-    apply_update(ctx, {.w = y, .u = u, .step = lr});
-    to_radius(ctx, y, norm, radius);
-    smooth(ctx, {.u = u, .g = w, .gain = 1 / lr});
-    apply_update(ctx, {.w = u, .u = y, .step = 1 / lr});
-  }
+int64_t hyperball_scratch_bytes(const Context& ctx, std::span<const int64_t> sizes) {
+  if (ctx.where == Where::cpu) return 0;
+  int64_t bytes = 0;
+  for (const int64_t n : sizes)
+    bytes += parts_of(n, kSumChunk) * int64_t{sizeof(BallSums)} + int64_t{sizeof(BallStep)};
+  return bytes;
+}
+
+int64_t hyperball_scratch_bytes(const Context& ctx, const Group& group) {
+  const std::vector<int64_t> sizes(group.blocks.size(), group.shape.size());
+  return hyperball_scratch_bytes(ctx, sizes);
+}
+
+void hyperball(Context& ctx, std::span<const Block> blocks, const RuleStep& step, double lr) {
+  std::vector<Hyperball> list;
+  for (const Block& block : blocks)
+    list.push_back({.u = block.grad,
+                    .w = block.weight,
+                    .radius = block.state.back(),
+                    .lr = lr,
+                    .first = step.t == 1,
+                    .into = weight_of(block, step)});
+  hyperball(ctx, list);
 }

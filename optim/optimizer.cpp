@@ -117,7 +117,7 @@ Measured Optimizer::directions(const RuleStep& step, bool keep_directions) {
   Measured sums;
   for (Batch& batch : batches_) {
     batch.applied =
-        batch.rule->fuses() && !keep_directions && !options_.measured() && !batch.rule->hyperball();
+        (batch.rule->fuses() || batch.rule->hyperball()) && !keep_directions && !options_.measured();
     if (!batch.group.blocks.empty()) {
       const Measured measured = direction(batch, step);
       sums += {.dual = measured.dual / batch.sensitivity, .along = measured.along};
@@ -133,9 +133,11 @@ Measured Optimizer::direction(Batch& batch, RuleStep step) {
   const Applying applying{.step = step.lr / batch.sensitivity,
                           .decay = step.lr * rule.weight_decay(),
                           .cautious = rule.cautious()};
-  step.apply = batch.applied ? &applying : nullptr;
+  const Applying* const apply = batch.applied ? &applying : nullptr;
+  step.apply = rule.hyperball() ? nullptr : apply;
   const Measured measured = rule.direction(ctx_, batch.group, step);
-  if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, applying.step, step.t == 1);
+  step.apply = apply;
+  if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, step, applying.step);
   return measured;
 }
 

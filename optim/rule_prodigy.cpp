@@ -15,11 +15,12 @@
 //
 // paper: equations 22-27 of "Old Optimizer, New Norm" (arXiv 2409.20325), with 0 / 0 = 0 where eps = 0.
 // no-ema: its equations 28-29, sign descent with the escape velocity; what `paper` is for beta1 = beta2 = 0,
-// and `sign` under --escape, bit for bit. package: the order in which Mishchenko and Defazio's prodigyopt
-// computes (Prodigy: arXiv 2306.06101); d = lr eta, times sqrt(1 - beta2^t) / (1 - beta1^t) with
-// bias_correction (which leaves weight decay alone here); m counts eta' in the place of eta when beta1 = 0;
-// safeguard_warmup leaves the schedule out of s, so that eta does not grow faster while lr is warmed up. lr
-// is what the schedule makes of the key lr, 1.
+// and `sign` under --escape, bit for bit where sums run in one order (on a GPU up to 2^18 elements of a
+// tensor). package: the order in which Mishchenko and Defazio's prodigyopt computes (Prodigy: arXiv
+// 2306.06101); d = lr eta, times sqrt(1 - beta2^t) / (1 - beta1^t) with bias_correction (which leaves weight
+// decay alone here); m counts eta' in the place of eta when beta1 = 0; safeguard_warmup leaves the schedule
+// out of s, so that eta does not grow faster while lr is warmed up. lr is what the schedule makes of the key
+// lr, 1.
 //
 // Where no direction needs the next eta, r and s are summed up in the pass that moves the weights.
 //
@@ -99,7 +100,7 @@ class Prodigy final : public Rule {
 
  private:
   /// Whether the sums of the next eta may be taken in the pass that makes the directions.
-  bool in_one_pass() const { return beta2_ > 0 && !needs_next_eta(); }
+  bool in_one_pass() const { return !needs_next_eta(); }
 
   std::vector<AdamDirection> directions(const Group& group, const RuleStep& step) const {
     const bool moments = beta1_ > 0 || beta2_ > 0;
@@ -150,9 +151,11 @@ class Prodigy final : public Rule {
   /// Updates r and s; `then` as in EscapeSums.
   Measured sum_block(Context& ctx, const Block& block, const Weights& weights,
                      const AdamDirection* then) const {
-    if (beta2_ == 0)
-      return {.dual = weights.s * sum_abs(ctx, block.grad),
-              .along = weights.r * measure_along(ctx, {&block, 1})};
+    if (beta2_ == 0) {
+      const Measured now = escape_sums(
+          ctx, {.g = block.grad, .w = block.weight, .start = block.anchor, .sizes = true, .then = then});
+      return {.dual = weights.s * now.dual, .along = weights.r * now.along};
+    }
     const double b3 = std::sqrt(beta2_);
     const Measured sums = escape_sums(ctx, {.g = block.grad,
                                             .w = block.weight,

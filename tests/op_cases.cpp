@@ -91,8 +91,8 @@ std::vector<OpCase> test_cases() {
         add(in_float64(scale_case(by_rows, rows, cols, divide, divide)));
       }
     }
-    add(scale_twice_case(rows, cols));
-    add(in_float64(scale_twice_case(rows, cols)));
+    add(scale_twice_case(rows, cols, true));
+    add(in_float64(scale_twice_case(rows, cols, false)));
   }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{513, 40}, {1100, 256}, {700, 1031}})
     add(bias_backward_case(rows, cols, true));
@@ -108,7 +108,7 @@ std::vector<OpCase> test_cases() {
   for (const int64_t cols : {70001, 131072}) {  // rows that the threads of a CPU share
     add(norms_case(true, 2, cols));
     add(scale_case(true, 2, cols, true, false));
-    add(scale_twice_case(2, cols));
+    add(scale_twice_case(2, cols, true));
   }
   for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{139, 4500}, {5003, 3}, {77, 700}})
     add(norms_case(false, rows,
@@ -150,6 +150,12 @@ std::vector<OpCase> test_cases() {
       for (bool steps : {false, true}) {
         add(escape_sums_case(n, sums, steps));
         add(in_float64(escape_sums_case(n, sums, steps)));
+      }
+  for (const auto& [count, n] : {std::pair<int64_t, int64_t>{1, 7}, {3, 8191}, {2, 20000}, {90, 5}})
+    for (bool first : {false, true})
+      for (bool moves : {false, true}) {
+        add(hyperball_case(count, n, first, moves));
+        add(in_float64(hyperball_case(count, n, first, moves)));
       }
   for (int64_t n : {1, 33, 5000})
     for (bool accumulate : {false, true}) add(mean_case(n, accumulate));
@@ -238,7 +244,8 @@ std::vector<OpCase> training_cases(const TrainingSizes& sizes) {
                             unit_lines_case(Lines::columns, 4 * C, C, UnitInto::w),
                             unit_lines_case(Lines::rows, 1, 4 * C * C, UnitInto::w),
                             escape_sums_case(4 * C * C, true),
-                            escape_sums_case(4 * C * C, true, true)};
+                            escape_sums_case(4 * C * C, true, true),
+                            hyperball_case(12, 4 * C * C, false, true)};
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{3 * C, C}, {C, C}, {4 * C, C}, {C, 4 * C}}) {
     cases.push_back(matmul_case(BT, out, in, kNT, true));  // forward
     cases.push_back(matmul_case(BT, in, out, kNN));        // input gradient

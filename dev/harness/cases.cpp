@@ -228,8 +228,11 @@ const std::vector<Maker>& makers() {
        [](Sizes& s, V) { return line_norms_case(lines_of(s)); }},
       {{"line_duals", "batch,rows,cols,num,den", "columns f64 in_place"},
        [](Sizes& s, V) { return line_duals_case(lines_of(s)); }},
-      {{"scale_rows", "rows,cols", "divide in_place"},
+      {{"hyperball", "count,n", "first into"},
+       [](Sizes& s, V) { return hyperball_case(s["count"], s["n"], s.word("first"), s.word("into")); }},
+      {{"scale_rows", "rows,cols", "divide in_place times"},
        [](Sizes& s, V) {
+         if (s.word("times")) return scale_twice_case(s["rows"], s["cols"], s.word("divide"));
          return scale_case(true, s["rows"], s["cols"], s.word("divide"), s.word("in_place"));
        }},
       {{"scale_cols", "rows,cols", "divide in_place"}, [](Sizes& s, V) {

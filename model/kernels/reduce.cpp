@@ -39,13 +39,6 @@ int64_t col_norms_scratch_bytes(int64_t rows, int64_t cols) {
 namespace {
 constexpr int64_t kElementGrain = 16384;  // elements; a thread with fewer costs more than it helps
 
-/// sum |x[i]| in float64.
-template <typename T>
-double sum_of_sizes(const T* x, int64_t n) {
-  return cpu::sum_of(
-      n, [=](int64_t i) { return std::fabs(static_cast<double>(x[i])); }, x);
-}
-
 /// An integer as wide as T.
 template <typename T>
 using BitsOf = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
@@ -96,8 +89,9 @@ double cpu::dot(Context& ctx, const Tensor& left, const Tensor& right) {
 double cpu::sum_abs(Context& ctx, const Tensor& tensor) {
   return for_real_type(tensor.dtype, [&]<typename T>(T) {
     const T* x = reals_of<T>(tensor);
-    return cpu::sum_by_parts(ctx, tensor.size(),
-                             [=](int64_t start, int64_t count) { return sum_of_sizes(x + start, count); });
+    return cpu::sum_by_parts(ctx, tensor.size(), [=](int64_t start, int64_t count) {
+      return cpu::sum_of_sizes(x + start, count);
+    });
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 
 #include "model/kernels/simd.h"
 
@@ -40,6 +41,13 @@ double sum_of_squares(const T* a, int64_t n) {
         return x * x;
       },
       a);
+}
+
+/// sum of |a[i]|.
+template <typename T>
+double sum_of_sizes(const T* a, int64_t n) {
+  return sum_of(
+      n, [=](int64_t i) { return std::fabs(static_cast<double>(a[i])); }, a);
 }
 
 /// sum of a[i] b[i].

@@ -6,6 +6,7 @@
 #include "tests/cases/cross_entropy.h"
 #include "tests/cases/embedding.h"
 #include "tests/cases/gelu.h"
+#include "tests/cases/hyperball.h"
 #include "tests/cases/layernorm.h"
 #include "tests/cases/lines.h"
 #include "tests/cases/matmul.h"

@@ -179,27 +179,29 @@ inline OpCase scale_case(bool by_rows, int64_t rows, int64_t cols, bool divide, 
   return made;
 }
 
-/// Divided by some lengths and multiplied by others in one pass.
-inline OpCase scale_twice_case(int64_t rows, int64_t cols) {
-  return {.name = case_name("scale_rows", {{"rows", rows}, {"cols", cols}}) + ",divide,times",
+/// Divided or multiplied by some lengths, and multiplied by others, in one pass.
+inline OpCase scale_twice_case(int64_t rows, int64_t cols, bool divide) {
+  return {.name = case_name("scale_rows", {{"rows", rows}, {"cols", cols}}) +
+                  (divide ? ",divide,times" : ",times"),
           .operands = {{.name = "x", .shape = {rows, cols}, .half = true},
                        {.name = "y", .shape = {rows, cols}, .output = true, .half = true},
                        {.name = "scales", .shape = {rows}, .scale = 0.2, .offset = 1},
                        {.name = "times", .shape = {rows}}},
           .run =
-              [](Context& ctx, const Tensors& t) {
+              [=](Context& ctx, const Tensors& t) {
                 scale_rows(ctx, {.y = t.at("y"),
                                  .x = t.at("x"),
                                  .scales = t.at("scales"),
                                  .factor = 3,
-                                 .divide = true,
+                                 .divide = divide,
                                  .times = t.at("times")});
               },
           .oracle =
               [=](Values& v) {
                 for (int64_t i = 0; i < rows * cols; ++i) {
                   const double scale = v["scales"][i / cols];
-                  v["y"][i] = scale == 0 ? 0 : 3 * v["x"][i] / scale * v["times"][i / cols];
+                  const double by = !divide ? scale : scale == 0 ? 0 : 1 / scale;
+                  v["y"][i] = 3 * v["x"][i] * by * v["times"][i / cols];
                 }
               },
           .tolerance = 1e-6,

@@ -87,7 +87,8 @@ inline OpCase unit_lines_of_known_norms_case(Lines lines, int64_t rows, int64_t 
           [=](const Context&) { return unit_lines_scratch_bytes(rows, cols, lines, DType::f64); }};
 }
 
-/// `sums`: with a running sum of gradients. `steps`: and the step that Adam makes of g, into w.
+/// `sums`: with a running sum of gradients. `steps`: and the step that Adam makes of g, into w; without
+/// `sums` with ||g||_1, too.
 inline OpCase escape_sums_case(int64_t n, bool sums, bool steps = false) {
   OpCase made{.name = case_name("escape_sums", {{"n", n}}) + (sums ? ",s" : "") + (steps ? ",then" : ""),
               .operands = {{.name = "g", .shape = {n}},
@@ -113,6 +114,7 @@ inline OpCase escape_sums_case(int64_t n, bool sums, bool steps = false) {
                                                              .s = sums ? t.at("s") : Tensor{},
                                                              .beta = 0.875,
                                                              .gain = 0.25,
+                                                             .sizes = !sums && steps,
                                                              .then = steps ? &step : nullptr});
                     put_number(ctx, t.at("along"), found.along);
                     put_number(ctx, t.at("dual"), found.dual);
@@ -126,6 +128,7 @@ inline OpCase escape_sums_case(int64_t n, bool sums, bool steps = false) {
                       along += g * (v["start"][i] - w);
                       if (sums) s = 0.875 * s + 0.25 * g, dual += std::abs(s);
                       if (!steps) continue;
+                      if (!sums) dual += std::abs(g);
                       first = 0.875 * first + 0.125 * g;
                       second = 0.75 * second + 0.25 * g * g;
                       w -= 0.25 * w + 0.5 * first / (std::sqrt(second) + 0.125);
