@@ -6,12 +6,14 @@
 //
 // LAPACK works in float64. Eigenvectors are not made of products, though: so of a rule that calls LAPACK the
 // time in these calls is printed, too, the rate that it reached, and what is around them against the floor of
-// that alone. FLOPs are 2 M N K of every product that the rule makes, symmetric ones in full
-// (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read twice (once
-// for the global norm), weight and every tensor of state read and written once. Rules refresh roots and bases
-// now and then, so a round is as many steps as that takes, and its mean counts. Memory may change its speed
-// within seconds: passes over it are timed between the steps of every round, products before and after it,
-// and their mean is held against the mean step. The round of the median ratio is what is printed.
+// that alone; and once per model the rates that LAPACK reaches by itself, at sides of the model's channels
+// and at dion's rank, a quarter of them. FLOPs are 2 M N K of every product that the rule makes, symmetric
+// ones in full (they cost half on the CPU, so that a rule can be faster than its floor). Bytes: gradient read
+// twice (once for the global norm), weight and every tensor of state read and written once. Rules refresh
+// roots and bases now and then, so a round is as many steps as that takes, and its mean counts. Memory may
+// change its speed within seconds: passes over it are timed between the steps of every round, products before
+// and after it, and their mean is held against the mean step. The round of the median ratio is what is
+// printed.
 //
 // `memory` is the share of the rate of passes in place that the step's bytes, read plus written, reach: lower
 // than 1 / ratio for rules that read more than they write, as all do.
@@ -21,9 +23,11 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dev/hidden_matrices.h"
+#include "dev/lapack_alone.h"
 #include "model/rates.h"
 #include "setup.h"
 
@@ -141,6 +145,17 @@ void print_lapack(const RuleBench::Flops& flops, const Round& round) {
              around / floor);
 }
 
+/// At sides of C, if the memory is the CPU's.
+void print_lapack_alone(Context& ctx, int64_t C) {
+  if (ctx.where != Where::cpu) return;
+  LapackAlone alone(ctx);
+  const int64_t rank = std::max<int64_t>(C / 4, 1);
+  fmt::print(
+      "  LAPACK alone, {} at a time: eigenvectors of {} {:.0f} GFLOP/s, QR of ({}, {}) {:.0f}, of ({}, {}) "
+      "{:.0f}\n",
+      ctx.threads, C, alone.eigen(C) / 1e9, C, C, alone.qr(C, C) / 1e9, C, rank, alone.qr(C, rank) / 1e9);
+}
+
 void bench(Context& ctx, const std::string& model, const BenchOptions& options) {
   ParameterTable table(parse_model(model));
   HiddenMatrices::only_hidden(table);
@@ -149,6 +164,7 @@ void bench(Context& ctx, const std::string& model, const BenchOptions& options) 
       model, static_cast<double>(table.size()) / 1e6, describe_device(ctx), kRounds, options.steps);
   fmt::print("  {:<34} {:>9} {:>8} {:>8} {:>8} {:>9} {:>6} {:>14} {:>9} {:>8} {:>8} {:>7}\n", "rule", "ms",
              "GFLOP", "LAPACK", "MB", "floor ms", "ratio", "from to", "GFLOP/s", "GB/s", "reads", "memory");
+  bool lapack = false;
   for (const std::string& rule : options.rules) {
     RuleBench run(ctx, model, rule);
     const Profile profile = run.profile(options.steps);
@@ -163,6 +179,7 @@ void bench(Context& ctx, const std::string& model, const BenchOptions& options) 
         median.ratio(), fmt::format("{:.2f} {:.2f}", rounds.front().ratio(), rounds.back().ratio()),
         median.rates.flops / 1e9, median.rates.memory.bytes / 1e9, median.rates.memory.reads / 1e9,
         100 * bytes / median.rates.memory.bytes / median.seconds);
+    if (flops.lapack > 0 && !std::exchange(lapack, true)) print_lapack_alone(ctx, table.rows()[0].shape[1]);
     if (flops.lapack > 0) print_lapack(flops, median);
     if (options.parts) print_parts(profile, options.steps);
     std::fflush(stdout);
