@@ -14,6 +14,7 @@
 // all; options, state, checkpoints, `info` and the tests that run over all rules follow from the table.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -190,6 +191,16 @@ constexpr int64_t guard_scratch_bytes() {
 Measured measure(Context& ctx, const Norm& norm, const Group& group);
 /// The `along` of some blocks alone. Waits.
 double measure_along(Context& ctx, std::span<const Block> blocks);
+
+/// body(blocks) for all of these, `most` at a time; the sum of what it measures.
+template <typename Body>
+Measured some_at_a_time(std::span<const Block> all, int64_t most, const Body& body) {
+  const auto step = static_cast<size_t>(most);
+  Measured measured;
+  for (size_t i = 0; i < all.size(); i += step)
+    measured += body(all.subspan(i, std::min(step, all.size() - i)));
+  return measured;
+}
 
 /// Reads the keys momentum, nesterov and ema.
 Smoothing read_smoothing(Keyed& keys, const Smoothing& fallback);

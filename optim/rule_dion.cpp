@@ -64,12 +64,9 @@ class Dion final : public Rule {
                      unit_lines_scratch_bytes(in, rank, Lines::columns, group.dtype), whole_scratch_bytes()});
   }
   Measured direction(Context& ctx, Group& group, const RuleStep& step) const override {
-    const std::span<const Block> all = group.blocks;
-    const auto most = static_cast<size_t>(at_once_of(ctx, group));
-    Measured measured;
-    for (size_t i = 0; i < all.size(); i += most)
-      measured += some_blocks(ctx, group, all.subspan(i, std::min(most, all.size() - i)), step);
-    return measured;
+    return some_at_a_time(group.blocks, at_once_of(ctx, group), [&](std::span<const Block> blocks) {
+      return some_blocks(ctx, group, blocks, step);
+    });
   }
 
  private:

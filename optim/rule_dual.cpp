@@ -104,15 +104,10 @@ Measured DualRule::signs(Context& ctx, Group& group, const RuleStep& step) const
 Measured DualRule::spectral(Context& ctx, Group& group, const RuleStep& step) const {
   Scratch::Frame frame(ctx.scratch);
   const Tensor batch = frame.tensor(batch_shape(ctx, group), batch_dtype(ctx, group));
-  const std::span<const Block> all = group.blocks;
-  const auto at_once = static_cast<size_t>(batch.shape[0]);
-  Measured measured;
-  for (size_t first = 0; first < all.size(); first += at_once) {
-    const auto blocks = all.subspan(first, std::min(at_once, all.size() - first));
-    const Tensor some = batch.slice(0, static_cast<int64_t>(blocks.size()));
-    measured += spectral_batch(ctx, {.group = group, .blocks = blocks, .batch = some}, step);
-  }
-  return measured;
+  return some_at_a_time(group.blocks, batch.shape[0], [&](std::span<const Block> blocks) {
+    const Tensor some = batch.slice(0, std::ssize(blocks));
+    return spectral_batch(ctx, {.group = group, .blocks = blocks, .batch = some}, step);
+  });
 }
 
 Measured DualRule::spectral_batch(Context& ctx, const Factors& factors, const RuleStep& step) const {

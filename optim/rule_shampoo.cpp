@@ -75,12 +75,8 @@ void Shampoo::for_each_batch(Context& ctx, Blocks blocks, Body&& body) const {
 }
 
 Measured Shampoo::direction(Context& ctx, Group& group, const RuleStep& step) const {
-  const Blocks all = group.blocks;
-  const auto most = static_cast<size_t>(at_once_of(ctx, group));
-  Measured measured;
-  for (size_t i = 0; i < all.size(); i += most)
-    measured += some_blocks(ctx, all.subspan(i, std::min(most, all.size() - i)), step);
-  return measured;
+  return some_at_a_time(group.blocks, at_once_of(ctx, group),
+                        [&](Blocks blocks) { return some_blocks(ctx, blocks, step); });
 }
 
 /// The gradients are read by the factors and by grafting before they are smoothed.

@@ -144,12 +144,8 @@ int64_t Soap::scratch_bytes(const Context& ctx, const Group& group) const {
 }
 
 Measured Soap::direction(Context& ctx, Group& group, const RuleStep& step) const {
-  const Blocks all = group.blocks;
-  const auto most = static_cast<size_t>(at_once_of(ctx, group));
-  Measured measured;
-  for (size_t i = 0; i < all.size(); i += most)
-    measured += some_blocks(ctx, all.subspan(i, std::min(most, all.size() - i)), step);
-  return measured;
+  return some_at_a_time(group.blocks, at_once_of(ctx, group),
+                        [&](Blocks blocks) { return some_blocks(ctx, blocks, step); });
 }
 
 Measured Soap::some_blocks(Context& ctx, Blocks blocks, const RuleStep& step) const {
