@@ -1,7 +1,5 @@
 #include "optim/hyperball.h"
 
-#include <vector>
-
 #include "model/kernels/reduce_plan.h"
 #include "model/kernels/sums.h"
 #include "optim/move.h"
@@ -47,21 +45,4 @@ int64_t hyperball_scratch_bytes(const Context& ctx, std::span<const int64_t> siz
   for (const int64_t n : sizes)
     bytes += parts_of(n, kSumChunk) * int64_t{sizeof(BallSums)} + int64_t{sizeof(BallStep)};
   return bytes;
-}
-
-int64_t hyperball_scratch_bytes(const Context& ctx, const Group& group) {
-  const std::vector<int64_t> sizes(group.blocks.size(), group.shape.size());
-  return hyperball_scratch_bytes(ctx, sizes);
-}
-
-void hyperball(Context& ctx, std::span<const Block> blocks, const RuleStep& step, double lr) {
-  std::vector<Hyperball> list;
-  for (const Block& block : blocks)
-    list.push_back({.u = block.grad,
-                    .w = block.weight,
-                    .radius = block.state.back(),
-                    .lr = lr,
-                    .first = step.t == 1,
-                    .into = weight_of(block, step)});
-  hyperball(ctx, list);
 }

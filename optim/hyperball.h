@@ -21,7 +21,7 @@
 #include <span>
 
 #include "model/kernels/multiplier.h"
-#include "optim/rule.h"
+#include "optim/update.h"
 
 struct Hyperball {
   Tensor u;            // the direction, replaced by u'; with `into` undefined afterwards
@@ -79,8 +79,3 @@ inline void hyperball(Context& ctx, std::span<const Hyperball> list) {
 
 /// Scratch for weights of these sizes, in elements.
 int64_t hyperball_scratch_bytes(const Context& ctx, std::span<const int64_t> sizes);
-
-/// Of a rule's blocks, whose directions are in grad and whose last state is R; `lr` as above. Moves the
-/// weights where step.apply says so.
-void hyperball(Context& ctx, std::span<const Block> blocks, const RuleStep& step, double lr);
-int64_t hyperball_scratch_bytes(const Context& ctx, const Group& group);

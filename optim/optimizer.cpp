@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "error.h"
-#include "optim/hyperball.h"
 #include "optim/modular.h"
 #include "optim/optimizer_parts.h"
 #include "optim/update.h"
@@ -137,7 +136,7 @@ Measured Optimizer::direction(Batch& batch, RuleStep step) {
   step.apply = rule.hyperball() ? nullptr : apply;
   const Measured measured = rule.direction(ctx_, batch.group, step);
   step.apply = apply;
-  if (rule.hyperball()) hyperball(ctx_, batch.group.blocks, step, applying.step);
+  if (rule.hyperball()) stay_on_ball(ctx_, batch.group.blocks, step, applying.step);
   return measured;
 }
 

@@ -4,7 +4,6 @@
 
 #include "error.h"
 #include "model/kernels/reduce.h"
-#include "optim/hyperball.h"
 #include "optim/optimizer_parts.h"
 
 namespace {
@@ -142,7 +141,7 @@ int64_t Optimizer::scratch_bytes() const {
   for (const Batch& batch : batches_) {
     if (batch.group.blocks.empty()) continue;
     bytes = std::max(bytes, batch.rule->scratch_bytes(ctx_, batch.group));
-    if (batch.rule->hyperball()) bytes = std::max(bytes, hyperball_scratch_bytes(ctx_, batch.group));
+    if (batch.rule->hyperball()) bytes = std::max(bytes, ball_scratch_bytes(ctx_, batch.group));
   }
   return options_.measured() || escape_ ? std::max(bytes, whole_scratch_bytes()) : bytes;
 }

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "optim/escape_sums.h"
+#include "optim/hyperball.h"
 #include "optim/power.h"
 #include "optim/update.h"
 
@@ -92,6 +93,23 @@ Tensor guard_of(Context& ctx, Scratch::Frame& frame, const RuleStep& step) {
   const Tensor guard = frame.tensor({1});
   power(ctx, {.y = guard, .x = step.grad_scale, .exponent = 0});
   return guard;
+}
+
+void stay_on_ball(Context& ctx, std::span<const Block> blocks, const RuleStep& step, double lr) {
+  std::vector<Hyperball> list;
+  for (const Block& block : blocks)
+    list.push_back({.u = block.grad,
+                    .w = block.weight,
+                    .radius = block.state.back(),
+                    .lr = lr,
+                    .first = step.t == 1,
+                    .into = weight_of(block, step)});
+  hyperball(ctx, list);
+}
+
+int64_t ball_scratch_bytes(const Context& ctx, const Group& group) {
+  const std::vector<int64_t> sizes(group.blocks.size(), group.shape.size());
+  return hyperball_scratch_bytes(ctx, sizes);
 }
 
 std::vector<Tensor> grads_of(std::span<const Block> blocks) {

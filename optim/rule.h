@@ -192,6 +192,11 @@ Measured measure(Context& ctx, const Norm& norm, const Group& group);
 /// The `along` of some blocks alone. Waits.
 double measure_along(Context& ctx, std::span<const Block> blocks);
 
+/// What the key hyperball does after direction() (hyperball.h), to blocks whose last state is R; `lr` is what
+/// the directions will be multiplied by. Moves the weights where step.apply says so.
+void stay_on_ball(Context& ctx, std::span<const Block> blocks, const RuleStep& step, double lr);
+int64_t ball_scratch_bytes(const Context& ctx, const Group& group);
+
 /// body(blocks) for all of these, `most` at a time; the sum of what it measures.
 template <typename Body>
 Measured some_at_a_time(std::span<const Block> all, int64_t most, const Body& body) {

@@ -39,7 +39,7 @@ sanitized() {
 # slow, so small cases of every operation; and OpenMP's own threads would be misread, so one of them.
 racecheck_build() {
   make -j"$jobs" DEVICE=sim BUILD=build/tsan TESTS_FROM=build/sim OPT='-O1 -march=native' EXTRA=-fsanitize=thread \
-    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/unit_lines.cpp optim/escape_sums.cpp \
+    LIB_SOURCES="$(ls model/kernels/*.cpp optim/update.cpp optim/lines.cpp optim/unit_lines.cpp optim/escape_sums.cpp optim/hyperball.cpp \
       optim/qk_clip.cpp keyed.cpp json_text.cpp files.cpp model/parameters.cpp model/config.cpp world/*.cpp dev/cuda_on_cpu/*.cpp model/kernels/*.cu optim/*.cu |
       grep -v cublaslt | tr '\n' ' ')" \
     TEST_SHARED='tests/op_cases.cpp tests/op_run.cpp tests/attention_oracle.cpp' \

@@ -4,7 +4,6 @@
 #include <nlohmann/json.hpp>
 
 #include "error.h"
-#include "optim/hyperball.h"
 #include "optim/update.h"
 
 std::string rule_message(const std::string& text) {
@@ -91,7 +90,7 @@ RuleDriverOf<T>::RuleDriverOf(const std::string& text, const std::vector<M>& wei
     group_.blocks.push_back(block);
   }
   ctx_.scratch.reserve(std::max(rule_->scratch_bytes(ctx_, group_),
-                                std::max(hyperball_scratch_bytes(ctx_, group_), whole_scratch_bytes())));
+                                std::max(ball_scratch_bytes(ctx_, group_), whole_scratch_bytes())));
 }
 
 template <typename T>
@@ -108,7 +107,7 @@ double RuleDriverOf<T>::step(const std::vector<M>& gradients, double sharpness) 
   measured += rule_->direction(ctx_, group_, step);
   if (escape_) escape_->update(measured);
   const double lr = sharpness > 0 ? measured.dual / rule_->sensitivity() / sharpness : step.lr;
-  if (rule_->hyperball()) hyperball(ctx_, group_.blocks, step, lr);
+  if (rule_->hyperball()) stay_on_ball(ctx_, group_.blocks, step, lr);
   for (const Block& block : group_.blocks)
     apply_update(ctx_, {.w = block.weight,
                         .u = block.grad,

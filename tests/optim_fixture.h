@@ -9,7 +9,6 @@
 
 #include "error.h"
 #include "model/kernels/reduce.h"
-#include "optim/hyperball.h"
 #include "optim/optimizer.h"
 #include "optim/recipe.h"
 #include "optim/update.h"

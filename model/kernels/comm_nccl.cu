@@ -1,5 +1,6 @@
 #include "model/kernels/comm_nccl.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -232,8 +233,9 @@ CommCosts NcclComm::costs() const {
     float busy = 0, exposed = 0;  // milliseconds
     CUDA_CHECK(cudaEventElapsedTime(&busy, m.begin.event, m.end.event));
     CUDA_CHECK(cudaEventElapsedTime(&exposed, m.arrive.event, m.leave.event));
+    // Who arrives before it has begun waits for other work first.
     costs_.busy += busy * 1e-3;
-    costs_.exposed += exposed * 1e-3;
+    costs_.exposed += std::min(busy, exposed) * 1e-3;
     free_.push_back(std::move(to_measure_.front()));
     to_measure_.pop_front();
   }
