@@ -40,7 +40,7 @@ struct Block {
   Tensor lengths = {};        // those of grad that the rule asks for; absent: not known
 };
 
-/// Their gradients.
+/// The gradients of some blocks.
 std::vector<Tensor> grads_of(std::span<const Block> blocks);
 
 /// All blocks of one shape under one rule: they are processed together.
