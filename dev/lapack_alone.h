@@ -35,7 +35,7 @@ class LapackAlone {
   /// FLOP/s of eigenvectors at side n, all threads together.
   double eigen(int64_t n) {
     const auto side = static_cast<int>(n);
-    const int64_t work = 1 + 6 * n + 2 * n * n, ints = 3 + 5 * n;  // dsyevd's, of which it may use more
+    const int64_t work = 1 + 6 * n + 2 * n * n, ints = 3 + 5 * n;  // the least that dsyevd takes
     return rate(eigen_flops(n) + std::pow(static_cast<double>(n), 3), 3 * n * n + n + work + ints,
                 [=](HostRoom& room, Random& random) {
                   double *x = room.doubles(n * n), *a = room.doubles(n * n), *out = room.doubles(n * n);

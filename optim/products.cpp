@@ -23,8 +23,7 @@ void products(Context& ctx, const Products& args) {
                          .transpose_a = args.transpose_a,
                          .transpose_b = args.transpose_b,
                          .alpha = args.alpha,
-                         .beta = args.beta,
-                         .symmetric = args.symmetric});
+                         .beta = args.beta});
   }
 }
 

@@ -17,8 +17,7 @@ struct Products {
   bool transpose_a = false;         // use a[i]^T
   bool transpose_b = false;         // use b[i]^T
   double alpha = 1;
-  double beta = 0;         // of the old c; 0: it may hold anything
-  bool symmetric = false;  // the caller promises that every c[i] is symmetric
+  double beta = 0;  // of the old c; 0: it may hold anything
 };
 /// Throws ShapeError when the lists or the sizes do not fit.
 void products(Context& ctx, const Products& args);

@@ -121,11 +121,11 @@ void Shampoo::update_factors(Context& ctx, const Batch& batch, const RuleStep& s
   bound(ctx, batch.x);
   for (const Side side : kSides) {
     if (!has(side, batch.grid)) continue;
-    const Tensor products = room_for(batch.factors, batch.x, side);
-    gram(ctx, products, batch.x, side);
+    const Tensor grams = room_for(batch.factors, batch.x, side);
+    gram(ctx, grams, batch.x, side);
     std::vector<StateValue> sums, kept;
     for (size_t i = 0; i < batch.blocks.size(); ++i)
-      sums.push_back({factor(batch, i, side, ""), batch.of_block(products, i)});
+      sums.push_back({factor(batch, i, side, ""), batch.of_block(grams, i)});
     const bool ema = accumulate_ == "ema";
     accumulate(ctx, sums, ema ? beta_ : 1, ema ? 1 - beta_ : 1, step);
     if (!keeps_roots() || (step.t - 1) % freq_ != 0) continue;
