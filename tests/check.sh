@@ -74,7 +74,8 @@ check 'the program without CUDA' env TRAIN_GPT="$PWD/build/cpu/train_gpt" tests/
   --gtest_filter='Program.*:ProgramRanks.*-*Kill*'
 check 'the program without MPI' tests/check_without_mpi.sh
 check 'build with sanitizers' sanitized
-check 'tests under address and undefined-behaviour sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 tests/gtest.sh build/asan/tests/all \
+check 'tests under address and undefined-behaviour sanitizers' env CUDA_ON_CPU_STREAMS=random:1 CUDA_ON_CPU_ROUNDING=gpu:1 ORDERS=1 \
+  tests/gtest.sh build/asan/tests/all \
   --gtest_filter="-Program*:$repeats:$long_runs"
 # That the two devices agree is shown without sanitizers; resuming takes the same path here. MPI's own leaks would be found.
 check 'the program under sanitizers' env CUDA_ON_CPU_STREAMS=random:1 ORDERS=1 TRAIN_GPT="$PWD/build/asan/train_gpt" \

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "dev/cuda_on_cpu/collectives.h"
+#include "dev/cuda_on_cpu/rounding.h"
 #include "dev/cuda_on_cpu/small_floats.h"
 
 // ----------------------------------------------------------------------------------------------- qualifiers
@@ -266,7 +267,7 @@ using std::isinf;
 using std::isnan;
 
 inline float rsqrtf(float x) {
-  return 1.0f / sqrtf(x);
+  return cuda_on_cpu::inexact(1.0f / sqrtf(x), x, 2);
 }
 inline double rsqrt(double x) {
   return 1.0 / sqrt(x);
@@ -281,7 +282,7 @@ inline float __fsqrt_rn(float x) {
   return sqrtf(x);
 }
 inline float __fdividef(float a, float b) {
-  return a / b;
+  return cuda_on_cpu::inexact(a / b, b, 2);
 }
 inline float __fdiv_rn(float a, float b) {
   return a / b;
@@ -305,17 +306,56 @@ inline float __fmul_rn(float a, float b) {
   const volatile float product = a * b;
   return product;
 }
-// The C library has functions of these names inside, so they can only be macros. They are exact here; a GPU's
-// are short approximations.
-#define __expf(x) ::expf(x)
-#define __exp10f(x) ::exp10f(x)
-#define __logf(x) ::logf(x)
-#define __log2f(x) ::log2f(x)
-#define __log10f(x) ::log10f(x)
-#define __sinf(x) ::sinf(x)
-#define __cosf(x) ::cosf(x)
-#define __tanf(x) ::tanf(x)
-#define __powf(x, y) ::powf(x, y)
+// Functions of float that differ from the C library's, with NVIDIA's bounds of their errors (rounding.h);
+// those of double, wrong in its last bits alone, do not. Macros, as the C library has functions of these
+// names, and some of the others inside.
+namespace cuda_on_cpu {
+#define CUDA_ON_CPU_FUNCTION(name, ulps) \
+  inline float gpu_##name(float x) {     \
+    return inexact(name(x), x, ulps);    \
+  }
+CUDA_ON_CPU_FUNCTION(expf, 2)
+CUDA_ON_CPU_FUNCTION(exp2f, 2)
+CUDA_ON_CPU_FUNCTION(exp10f, 2)
+CUDA_ON_CPU_FUNCTION(expm1f, 1)
+CUDA_ON_CPU_FUNCTION(logf, 1)
+CUDA_ON_CPU_FUNCTION(log2f, 1)
+CUDA_ON_CPU_FUNCTION(log10f, 2)
+CUDA_ON_CPU_FUNCTION(log1pf, 1)
+CUDA_ON_CPU_FUNCTION(sinf, 2)
+CUDA_ON_CPU_FUNCTION(cosf, 2)
+CUDA_ON_CPU_FUNCTION(tanf, 4)
+CUDA_ON_CPU_FUNCTION(tanhf, 2)
+CUDA_ON_CPU_FUNCTION(erff, 2)
+#undef CUDA_ON_CPU_FUNCTION
+inline float gpu_powf(float x, float y) {
+  return inexact(powf(x, y), x + y, 4);
+}
+}  // namespace cuda_on_cpu
+#define expf(x) ::cuda_on_cpu::gpu_expf(x)
+#define exp2f(x) ::cuda_on_cpu::gpu_exp2f(x)
+#define exp10f(x) ::cuda_on_cpu::gpu_exp10f(x)
+#define expm1f(x) ::cuda_on_cpu::gpu_expm1f(x)
+#define logf(x) ::cuda_on_cpu::gpu_logf(x)
+#define log2f(x) ::cuda_on_cpu::gpu_log2f(x)
+#define log10f(x) ::cuda_on_cpu::gpu_log10f(x)
+#define log1pf(x) ::cuda_on_cpu::gpu_log1pf(x)
+#define sinf(x) ::cuda_on_cpu::gpu_sinf(x)
+#define cosf(x) ::cuda_on_cpu::gpu_cosf(x)
+#define tanf(x) ::cuda_on_cpu::gpu_tanf(x)
+#define tanhf(x) ::cuda_on_cpu::gpu_tanhf(x)
+#define erff(x) ::cuda_on_cpu::gpu_erff(x)
+#define powf(x, y) ::cuda_on_cpu::gpu_powf(x, y)
+// The intrinsics' errors grow with x; near 0 they are these.
+#define __expf(x) expf(x)
+#define __exp10f(x) exp10f(x)
+#define __logf(x) logf(x)
+#define __log2f(x) log2f(x)
+#define __log10f(x) log10f(x)
+#define __sinf(x) sinf(x)
+#define __cosf(x) cosf(x)
+#define __tanf(x) tanf(x)
+#define __powf(x, y) powf(x, y)
 #define __sincosf(x, s, c) ::sincosf(x, s, c)
 
 inline int __float_as_int(float x) {

@@ -321,11 +321,6 @@ inline void load_wgmma_row(float (&values)[16], uint64_t descriptor, int row) {
       values[chunk * 8 + static_cast<uint32_t>(i)] = cuda_on_cpu::bf16_bits_to_float(bits[i]);
   }
 }
-inline float dot_16(const float (&a)[16], const float (&b)[16]) {
-  float sum = 0;
-  for (int k = 0; k < 16; ++k) sum += a[k] * b[k];
-  return sum;
-}
 
 template <int N>
 void wgmma_k16(float (&d)[N / 2], uint64_t a, uint64_t b,
@@ -341,12 +336,19 @@ void wgmma_k16(float (&d)[N / 2], uint64_t a, uint64_t b,
 
   const int first_row = me.warp % 4 * 16 + me.lane / 4, first_col = me.lane % 4 * 2;
   me.products.start(d, N / 2, [=](float* sums) {
-    float rows[2][16], col[16];
-    for (int h = 0; h < 2; ++h) load_wgmma_row(rows[h], a, first_row + 8 * h);
+    float row[16], rows[16][2], col[16], products[2];
+    for (int h = 0; h < 2; ++h) {
+      load_wgmma_row(row, a, first_row + 8 * h);
+      for (int k = 0; k < 16; ++k) rows[k][h] = row[k];
+    }
     for (int j = 0; j < N / 8; ++j)
       for (int c = 0; c < 2; ++c) {
         load_wgmma_row(col, b, 8 * j + first_col + c);
-        for (int h = 0; h < 2; ++h) sums[4 * j + 2 * h + c] += dot_16(rows[h], col);
+        cuda_on_cpu::sum_products(products, col, rows);
+        for (int h = 0; h < 2; ++h) {
+          float& sum = sums[4 * j + 2 * h + c];
+          sum = cuda_on_cpu::plus_products(sum, products[h]);
+        }
       }
   });
 }

@@ -146,8 +146,7 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row,
 struct MmaOperands {
   uint32_t a[4], b[2];
 };
-/// The whole product a b, by one lane for all. k runs upwards, in float32; the order on a GPU is not
-/// documented.
+/// The whole product a b, by one lane for all.
 inline void mma_model(cuda_on_cpu::Deposits& all) {
   float a[16][16], b[16][8];
   const auto low = [](uint32_t x) { return cuda_on_cpu::bf16_bits_to_float(static_cast<uint16_t>(x)); };
@@ -167,9 +166,8 @@ inline void mma_model(cuda_on_cpu::Deposits& all) {
     }
   }
   for (int row = 0; row < 16; ++row) {
-    float sums[8] = {};
-    for (int k = 0; k < 16; ++k)
-      for (int col = 0; col < 8; ++col) sums[col] += a[row][k] * b[k][col];
+    float sums[8];
+    cuda_on_cpu::sum_products(sums, a[row], b);
     for (int col = 0; col < 8; ++col) all.results[row % 8 * 4 + col / 2][row / 8 * 2 + col % 2] = sums[col];
   }
 }
@@ -178,7 +176,8 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   const MmaOperands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const auto& all =
       cuda_on_cpu::meet(~0u, {"mma_bf16", where}, cuda_on_cpu::Orders::memory, &mine, sizeof mine, mma_model);
-  for (int i = 0; i < 4; ++i) d[i] += all.results[cuda_on_cpu::current_thread->lane][i];
+  for (int i = 0; i < 4; ++i)
+    d[i] = cuda_on_cpu::plus_products(d[i], all.results[cuda_on_cpu::current_thread->lane][i]);
 }
 
 inline void cp_async_model(void* to_shared, const void* from, size_t bytes, bool valid) {
