@@ -1,4 +1,4 @@
-// The parameters of one layer of GPT-2, looked up by name once; for gpt*.cpp alone.
+// The parameters of one layer of GPT-2, looked up by name once; for gpt.cpp and gpt_memory.cpp alone.
 #pragma once
 
 #include <string>

@@ -173,7 +173,7 @@ TEST_F(ExecutorRounding, OtherShapesBeginWithOtherOrders) {
 
 TEST_F(ExecutorRounding, IsNamed) {
   EXPECT_EQ(cuda_on_cpu::set_rounding("gpu:7"), "exact");
-  for (const char* how : {"gpu", "gpu:", "gpu:x", "wrong", ""})
+  for (const char* how : {"gpu", "gpu:", "gpu:x", "gpu:-1", "wrong", ""})
     EXPECT_THROW(cuda_on_cpu::set_rounding(how), std::invalid_argument) << how;
   EXPECT_EQ(cuda_on_cpu::set_rounding("exact"), "gpu:7");
 }

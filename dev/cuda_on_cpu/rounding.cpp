@@ -8,7 +8,9 @@ namespace cuda_on_cpu {
 namespace {
 uint32_t parse_rounding(const std::string& how) {
   if (how == "exact") return 0;
-  if (how.rfind("gpu:", 0) == 0) return static_cast<uint32_t>(std::stoul(how.substr(4))) + 1;
+  const bool gpu = how.rfind("gpu:", 0) == 0;
+  if (const uint32_t seed = gpu ? static_cast<uint32_t>(std::stoul(how.substr(4))) + 1 : 0; seed != 0)
+    return seed;
   throw std::invalid_argument("cuda_on_cpu: rounding \"" + how + "\", need exact or gpu:SEED");
 }
 

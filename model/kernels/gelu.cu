@@ -25,8 +25,8 @@ __device__ __forceinline__ float gelu(float x) {
 __device__ __forceinline__ float gelu_slope(float x) {
   const float square = x * x, e = exp_of_minus_2u(x, square);
   const float s = __fdividef(1.0f, 1.0f + e);
-  // 1 - s, which would have few digits where s is close to 1, and u' makes them ten times as large. inf 0
-  // is 1.
+  // 1 - s. As a difference it has no digits where s is close to 1, and x u' is ten there. inf 0, where s is
+  // 0, becomes 1.
   const float rest = fminf(e * s, 1.0f);
   const float du = kRoot2OverPi * (1.0f + 3.0f * kCubic * square);
   return s + 2.0f * x * (s * rest) * du;  // 1 - tanh^2 u = 4 s (1 - s)
