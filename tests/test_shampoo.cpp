@@ -179,7 +179,8 @@ TEST(Shampoo, PiecesAreMatrices) {
 // What a side costs is its factor: one that has none may be as long as it likes.
 TEST(Shampoo, OneSideIsCutByTheSideThatHasAFactor) {
   for (const UseDevice use : both_devices())
-    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{5, 14}, {14, 5}}) {
+    for (const auto& shape : {std::pair<int64_t, int64_t>{5, 14}, {14, 5}}) {
+      const int64_t rows = shape.first, cols = shape.second;
       SCOPED_TRACE(testing::Message() << rows << " x " << cols);
       const auto run = [&](const char* rule) {
         return directions<double>(rule, normals(3, rows, cols, 61), use);
