@@ -2,9 +2,9 @@
 //
 //   exact      as the CPU does, so that the two halves of an operation often agree to the last bit
 //   gpu:SEED   in some way that a GPU may: functions are wrong by up to what NVIDIA documents (CUDA C++
-//              Programming Guide, "Mathematical Functions"), tensor cores add in an order of their own and
-//              drop bits instead of rounding, and the library of matrix products has several algorithms that
-//              add in different orders, and begins with another one for other shapes
+//              Programming Guide, "Mathematical Functions"), tensor cores drop bits instead of rounding, and
+//              the library of matrix products has several algorithms that add in different orders, of which
+//              it suggests another one first for other shapes
 //
 // A test that passes exactly and not so takes rounding for arithmetic, and would fail on a GPU. Rounding is a
 // function of operands and SEED alone, as on a GPU, where a kernel run again gives the same bits.
